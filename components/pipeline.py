@@ -42,7 +42,7 @@ class Component:
         self.config = config
         self.name = f"{type(self).__name__}.{name}" if name else type(self).__name__
 
-    def run(self, out: Path, **inputs: Any) -> None:
+    def run(self, out: Path, *args: Any, **inputs: Any) -> None:
         """Writes the artifact's files into the empty folder `out`."""
         raise NotImplementedError
 

@@ -43,7 +43,7 @@ def register(name: str) -> Callable[[M], M]:
         if known.__qualname__ != cls.__qualname__ or known.__module__ != cls.__module__:
             raise ValueError(f"`name` must be new. Received: {name!r}, which is {known.__module__}.{known.__name__}.")
         REGISTRY[name] = cls
-        cls.registered_name = name
+        cls.registered_name = name  # type: ignore[attr-defined]
         return tf.keras.utils.register_keras_serializable("shortlist", name)(cls)
 
     return decorate

@@ -1,0 +1,144 @@
+"""Where interactions come from: `Tables`, what every reader returns, and the readers of CSV and Parquet files."""
+
+import contextlib
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from shortlist import ShortlistError
+from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, listed, require, show
+
+KNOWN = {"source": INTERACTIONS, "items": ITEMS, "users": USERS}
+REQUIRED = {"source": ("user", "item"), "items": ("item",), "users": ("user",)}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a reader found, not yet checked. `about` has the keys name, licence, citation and homepage."""
+
+    interactions: pa.Table
+    items: pa.Table | None
+    users: pa.Table | None
+    about: Mapping[str, str]
+
+
+@contextlib.contextmanager
+def opened(path: Path, setting: str) -> Iterator[BinaryIO]:
+    """Opens a file that the user named.
+
+    Raises:
+      ShortlistError: if it isn't there, is a folder, is empty or cannot be read.
+    """
+    try:
+        if path.is_dir():
+            raise ShortlistError(f"`{setting}` must be one file, not a folder. Received: {path}.")
+        if path.stat().st_size == 0:
+            raise ShortlistError(f"`{setting}` must not be empty. Received: {path}, a file of 0 bytes.")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ShortlistError(
+            f"`{setting}` must be a file that can be read. Received: {path}: {error.strerror}. Check the path."
+        ) from None
+
+
+def digest(path: Path, setting: str) -> str:
+    """The sha256 of a file that the user named."""
+    total = hashlib.sha256()
+    with opened(path, setting) as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str]) -> Tables:
+    """Reads interactions, and items and users beside them, from CSV or Parquet files.
+
+    Args:
+      kind: "csv" or "parquet", the form of the interactions; that of the others follows from their suffix.
+      files: "source", the interactions, and if there are any "items" and "users".
+      columns: our name of a column to its name in the files.
+
+    Raises:
+      ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
+        ids that it must have or without rows.
+    """
+    forms = {s: "parquet" if p.suffix in (".parquet", ".pq") else "csv" for s, p in files.items()} | {"source": kind}
+    raw: dict[str, pa.Table] = {}
+    for setting, file in files.items():
+        with opened(file, setting):
+            raw[setting] = (_read_csv if forms[setting] == "csv" else _read_parquet)(file, setting, columns)
+    _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
+    tables = {setting: _renamed(table, columns) for setting, table in raw.items()}
+    for setting, table in tables.items():
+        require(table, REQUIRED[setting], raw[setting].column_names, files[setting].name)
+        if len(table) == 0:
+            raise ShortlistError(
+                f"`{setting}` must hold at least one row. Received: {files[setting]}, a table without rows."
+            )
+    about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}
+    return Tables(tables["source"], tables.get("items"), tables.get("users"), about)
+
+
+def _read_csv(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    parse = pa.csv.ParseOptions(newlines_in_values=True)
+    try:
+        with pa.csv.open_csv(path, parse_options=parse) as reader:
+            names = reader.schema.names
+        meant = [*((n, n) for n in names), *columns.items()]
+        known = [theirs for ours, theirs in meant if ours in KNOWN[setting] or ours.startswith("context_")]
+        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(known, pa.string()))
+        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, setting, "a CSV file in UTF-8", error) from None
+    for field in table.schema:
+        if pa.types.is_binary(field.type):
+            raise _unreadable(path, setting, "a CSV file in UTF-8", f"other bytes in the column {field.name}")
+    return _unique_names(table, path, setting)
+
+
+def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            return _unique_names(file.read().replace_schema_metadata(None), path, setting)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise _unreadable(path, setting, "a whole Parquet file", error) from None
+
+
+def _unreadable(path: Path, setting: str, rule: str, error: object) -> ShortlistError:
+    reason = show(" ".join(str(error).split()), 160)
+    return ShortlistError(f"`{setting}` must be {rule}. Received: {path}: {reason}. Convert it, or fetch it again.")
+
+
+def _unique_names(table: pa.Table, path: Path, setting: str) -> pa.Table:
+    names = table.column_names
+    for name in names:
+        if names.count(name) > 1:
+            raise ShortlistError(f"`{setting}` must name each column once. Received: {listed([name])} twice in {path}.")
+    return table
+
+
+def _refuse_unused(columns: Mapping[str, str], names: Mapping[str, list[str]]) -> None:
+    every = list(dict.fromkeys(name for found in names.values() for name in found))
+    for ours, theirs in columns.items():
+        if theirs not in every:
+            near = difflib.get_close_matches(theirs, every, n=1)
+            hint = f" Did you mean {listed(near)}?" if near else ""
+            raise ShortlistError(
+                f"`columns.{ours}` must be a column of {' or '.join(names)}. Received: {show(theirs)}; the columns are "
+                f"{listed(every)}.{hint}"
+            )
+
+
+def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+    """With our names; a column that has one of them but is not the one meant is left out."""
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
+    kept = [n for n in table.column_names if n not in mapped and n not in mapped.values()]
+    return pa.table({**{o: table[t] for o, t in mapped.items()}, **{n: table[n] for n in kept}})

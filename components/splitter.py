@@ -1,0 +1,271 @@
+"""Cuts interactions into train, fold_in, rank_train, validation and test, whatever the order of the file."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pydantic
+
+from shortlist import ShortlistError
+from shortlist.components._config import Config
+from shortlist.components.artifacts import Anomalies, Examples, Splits
+from shortlist.components.pipeline import Component
+
+TRAIN, FOLD_IN, RANK_TRAIN, VALIDATION, TEST = range(len(Splits.NAMES))
+NO_TIME = np.iinfo(np.int64).max
+FOLD_IN_SHARE = 0.8
+
+GUARANTEES = {
+    "per_user_time": "Each user's splits follow each other in time, ties in a seeded random order. Across users "
+    "nothing is guaranteed: a training row can be later than another user's test row. Where a user's rows come from "
+    "one sitting, as for most users of MovieLens, test measures the continuation of a session.",
+    "global_time": "Every row of a split is strictly later than every row of the splits before it, within a user and "
+    "across users.",
+    "leave_last_out": "Each user's last row is test, the one before it validation, the one before that rank_train, "
+    "ties in a seeded random order. Across users nothing is guaranteed: a training row can be later than another "
+    "user's test row.",
+    "strong": "No row of a held-out user is trained on, and each one's target rows follow its fold_in rows in time. "
+    "Across users nothing is guaranteed: a training row can be later than a held-out user's target.",
+    "kfold": "Every row is in exactly one split, by a seeded hash of user, item and timestamp. Time is ignored: a "
+    "training row can be later than a test row of the same user. It measures rating prediction, not forecasting.",
+}
+
+
+class SplitConfig(Config):
+    """How interactions are cut.
+
+    Attributes:
+      strategy: see `Splitter`.
+      test: share of the last part, above 0. Shares are of a user's rows (`per_user_time`), of all rows (`global_time`)
+        or of the users (`strong`); `leave_last_out` and `kfold` use none.
+      validation: share of the part before it.
+      rank_train: share of the part before that, on which the ranker is trained.
+      positive_threshold: the lowest rating that is a positive; None makes every watch one. Recorded for what follows.
+      folds: number of folds of `kfold`, at least 3.
+      fold: the fold that is test, from 0; the next one, cyclically, is validation.
+      seed: orders ties, draws held-out users and folds.
+    """
+
+    strategy: Literal["per_user_time", "global_time", "leave_last_out", "strong", "kfold"] = "per_user_time"
+    test: float = pydantic.Field(0.1, gt=0, lt=1)
+    validation: float = pydantic.Field(0.1, ge=0, lt=1)
+    rank_train: float = pydantic.Field(0.2, ge=0, lt=1)
+    positive_threshold: float | None = None
+    folds: int = pydantic.Field(5, ge=3, le=1_000_000)
+    fold: int = pydantic.Field(0, ge=0)
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
+
+    @pydantic.model_validator(mode="after")
+    def _leaves_train(self) -> "SplitConfig":
+        total = round(self.test + self.validation + self.rank_train, 9)
+        if total >= 1:
+            raise ValueError(
+                "`test`, `validation` and `rank_train` must add up to less than 1, so that `train` gets its share. "
+                f"Received: {self.test:g} + {self.validation:g} + {self.rank_train:g} = {total:g}."
+            )
+        if self.fold >= self.folds:
+            raise ValueError(f"`fold` must be between 0 and {self.folds - 1}, the last fold. Received: {self.fold}.")
+        return self
+
+
+class Splitter(Component):
+    """Cuts interactions into parts, by time or by a seeded hash.
+
+    - `per_user_time`: a user's n rows in time order; the last ⌊share·n + ½⌋ are test, those before them validation,
+      then rank_train; the rest, at least one row, is train. A user of fewer than 3 rows is all train.
+    - `global_time`: the same shares of the whole time line. A split starts at a timestamp, and rows of that timestamp
+      all belong to the later split.
+    - `leave_last_out`: the last row of each user is test, the one before it validation, the one before that
+      rank_train. A user of fewer than 4 rows is all train.
+    - `strong`: users with at least 2 rows are drawn by a hash of their id, ⌊share·users + ½⌋ a split; a held-out
+      user's first 80 % rows in time are `fold_in`, the last ⌊n/5 + ½⌋, at least one, are the target. All others are
+      train. Source: Liang et al. 2018, "Variational Autoencoders for Collaborative Filtering", section 4, which draws
+      the 80 % at random; here time decides, since a history holds earlier events only.
+    - `kfold`: rows are dealt to folds by a hash of (user, item, timestamp); rank_train is empty. For ratings.
+
+    Rows of one user and timestamp are ordered by a seeded hash of (user, item): neither the file's order nor the ids'
+    magnitude decides. Rows that share the item as well are ordered by the text of their other columns.
+
+    Args:
+      config: a `SplitConfig`.
+
+    Raises:
+      ShortlistError: when a strategy that goes by time meets a row without a timestamp, and when train or test would
+        be empty.
+
+    Example:
+      >>> pipeline = Pipeline("runs/x")  # building it runs nothing
+      >>> examples = pipeline.add(ExampleGen())
+      >>> splits = pipeline.add(Splitter(SplitConfig(strategy="global_time")), examples)
+    """
+
+    output = Splits
+    config: SplitConfig
+
+    def __init__(self, config: SplitConfig | None = None, name: str = ""):
+        super().__init__(config or SplitConfig(), name)
+
+    def run(self, out: Path, examples: Examples, anomalies: Anomalies | None = None) -> None:
+        """Writes `Splits`. `anomalies` is not read: it makes the step wait for the validation of its input."""
+        interactions = pq.read_table(examples / "interactions.parquet")
+        parts = split_rows(interactions, self.config)
+        users = {}
+        for name, rows in parts.items():
+            table = interactions.take(pa.array(rows))
+            users[name] = len(table["user"].unique())
+            pq.write_table(table, out / f"{name}.parquet")
+        for name in ("items.parquet", "users.parquet", "source.json"):
+            shutil.copyfile(examples / name, out / name)
+        summary = {
+            "strategy": self.config.strategy,
+            "seed": self.config.seed,
+            "positive_threshold": self.config.positive_threshold,
+            "rows": {name: len(rows) for name, rows in parts.items()},
+            "users": users,
+            "guarantee": GUARANTEES[self.config.strategy],
+        }
+        (out / "splits.json").write_text(json.dumps(summary, indent=2))
+
+
+def split_rows(interactions: pa.Table, config: SplitConfig) -> dict[str, np.ndarray]:
+    """The rows of each split, sorted by user, then timestamp, ties by a seeded hash of (user, item).
+
+    Args:
+      interactions: columns user string, item string, timestamp int64 or null; any others.
+      config: the strategy and its numbers.
+
+    Returns:
+      Row numbers int64 by split, for all of `Splits.NAMES`; every row is in exactly one.
+
+    Raises:
+      ShortlistError: as `Splitter`.
+
+    Example:
+      >>> watched = pa.table({"user": ["u"] * 4, "item": ["d", "a", "c", "b"], "timestamp": [40, 10, 30, 20]})
+      >>> rows = split_rows(watched, SplitConfig(strategy="leave_last_out"))
+      >>> watched["item"][int(rows["test"][0])].as_py()
+      'd'
+    """
+    if config.strategy != "kfold" and (nulls := interactions["timestamp"].null_count):
+        raise ShortlistError(
+            f"`{config.strategy}` goes by time, so every row needs a timestamp. Give them, or split without time by "
+            f"--set split.strategy=kfold. Received: {nulls:,} of {len(interactions):,} rows without one."
+        )
+    if not len(interactions):
+        raise _too_small(config, 0, 0, 0, 0)
+    user, user_hash, seen = _codes(interactions["user"])
+    item, item_hash, _ = _codes(interactions["item"])
+    time = interactions["timestamp"].fill_null(NO_TIME).to_numpy()
+    owner = _mix(user_hash ^ _mix(np.array([config.seed], np.uint64)))  # [U]
+    pair = _mix(owner[user] + item_hash[item])  # [N]
+    order = _sort(interactions, user, time, pair)
+    user, time, pair = user[order], time[order], pair[order]
+    size = np.bincount(user, minlength=seen)  # [U] rows of each user
+    left = (np.cumsum(size) - 1)[user] - np.arange(len(user))  # [N] rows that this user still has after this one
+    if config.strategy == "global_time":
+        part = _by_time(time, _shares(len(time), config))
+    elif config.strategy == "kfold":
+        fold = _mix(pair ^ _mix(time.astype(np.uint64))) % config.folds
+        turn = (fold.astype(np.int64) - config.fold) % config.folds
+        part = np.select([turn == 0, turn == 1], [TEST, VALIDATION], TRAIN)
+    elif config.strategy == "strong":
+        target = np.maximum(1, np.floor((1 - FOLD_IN_SHARE) * size + 0.5))
+        role = _roles(owner, size, config)[user]
+        part = np.where((role == TRAIN) | (left < target[user]), role, FOLD_IN)
+    elif config.strategy == "leave_last_out":
+        counts = np.broadcast_to((size >= 4).astype(np.int64), (3, seen))
+        part = _cut(left, counts[:, user])
+    else:
+        part = _cut(left, (_shares(size, config) * (size >= 3))[:, user])
+    if not (part == TRAIN).any() or not (part == TEST).any():
+        raise _too_small(config, len(user), seen, int((part == TRAIN).sum()), int((part == TEST).sum()))
+    return {name: order[part == number] for number, name in enumerate(Splits.NAMES)}
+
+
+def _shares(n: np.ndarray | int, config: SplitConfig) -> np.ndarray:
+    """Counts int64 [3, ...] for test, validation and rank_train out of n, leaving at least one (if n > 0)."""
+    spare = np.maximum(np.asarray(n) - 1, 0)
+    counts = []
+    for share in (config.test, config.validation, config.rank_train):
+        counts.append(np.minimum(np.floor(share * np.asarray(n) + 0.5).astype(np.int64), spare))
+        spare = spare - counts[-1]
+    return np.stack(counts)
+
+
+def _cut(left: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Splits int64 [N] from the number of later rows [N] and the sizes [3, N] of test, validation, rank_train."""
+    test, validation, rank_train = np.cumsum(counts, axis=0)
+    return np.select([left < test, left < validation, left < rank_train], [TEST, VALIDATION, RANK_TRAIN], TRAIN)
+
+
+def _by_time(time: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    line = np.append(np.sort(time), NO_TIME)
+    starts = line[len(time) - np.cumsum(counts)]  # [3] where test, validation and rank_train start
+    return np.array([TRAIN, RANK_TRAIN, VALIDATION, TEST])[np.searchsorted(starts[::-1], time, side="right")]
+
+
+def _roles(owner: np.ndarray, size: np.ndarray, config: SplitConfig) -> np.ndarray:
+    able = np.flatnonzero(size >= 2)
+    able = able[np.argsort(owner[able], kind="stable")]
+    roles = np.full(len(size), TRAIN)
+    roles[able] = _cut(np.arange(len(able)), _shares(len(able), config)[:, np.newaxis])
+    return roles
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Each row's rank int64 [N] among the sorted distinct ids, the ids' hashes uint64 [U] by rank, and U."""
+    encoded = column.dictionary_encode().unify_dictionaries()
+    ids = encoded.chunk(0).dictionary
+    order = np.asarray(pc.array_sort_indices(ids)).astype(np.int64)
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks])
+    return rank[codes], _hash(ids.take(pa.array(order))), len(ids)
+
+
+def _hash(ids: pa.Array) -> np.ndarray:
+    """uint64 [U]: the sum over an id's UTF-8 bytes of a random number for (position, byte), the same everywhere."""
+    _, offsets, data = ids.cast(pa.large_binary()).buffers()
+    ends = np.frombuffer(offsets, np.int64)[: len(ids) + 1]
+    letters = np.frombuffer(data or b"", np.uint8)[: ends[-1]].astype(np.int64)
+    place = np.arange(len(letters)) - np.repeat(ends[:-1], np.diff(ends))
+    total = np.cumsum(np.append(np.uint64(0), _mix((place * 256 + letters).astype(np.uint64))))
+    return total[ends[1:]] - total[ends[:-1]]
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 step, a bijection of uint64. Source: Steele, Lea, Flood 2014."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _sort(interactions: pa.Table, user: np.ndarray, time: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    order = np.lexsort((pair, time, user))
+    same = np.ones(len(order) - 1, bool)
+    for key in (user, time, pair):
+        same &= np.diff(key[order].view(np.int64)) == 0
+    tied = np.append(False, same) | np.append(same, False)
+    if not tied.any():
+        return order
+    rows = order[tied]
+    rest = {"": pa.array(np.cumsum(~np.append(False, same))[tied])}
+    for field in sorted(interactions.schema, key=lambda field: field.name):
+        if not pa.types.is_nested(field.type):
+            rest[field.name] = interactions[field.name].take(pa.array(rows)).cast(pa.string(), safe=False)
+    order[tied] = rows[np.asarray(pc.sort_indices(pa.table(rest), [(name, "ascending") for name in rest]))]
+    return order
+
+
+def _too_small(config: SplitConfig, rows: int, users: int, train: int, test: int) -> ShortlistError:
+    other = "" if config.strategy == "kfold" else ", or split without time by --set split.strategy=kfold"
+    return ShortlistError(
+        f"`{config.strategy}` needs interactions that give `train` and `test` at least one row each. Bring more "
+        f"rows{other}. Received: {rows:,} rows of {users:,} users, {train:,} to train and {test:,} to test."
+    )

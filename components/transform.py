@@ -1,0 +1,164 @@
+"""Strings to table rows: vocabularies, bucket boundaries and quantiles, fitted on the training part only."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pydantic
+
+from shortlist import ShortlistError
+from shortlist.components._config import Config
+from shortlist.components.artifacts import Encoded, Splits
+from shortlist.components.pipeline import Component
+
+OOV, FIRST_ID = 1, 2
+
+
+class TransformConfig(Config):
+    """Settings of `Transform`.
+
+    Args:
+      fit_on: "train", or "all" to fit on every part (for a model that is to be served, never for one to be measured).
+      min_count: items with fewer rows are out of vocabulary.
+      year_buckets: number of buckets of the items' year, of equal share.
+      quantiles: number of quantiles kept of a number that is to be normalized.
+    """
+
+    fit_on: Literal["train", "all"] = "train"
+    min_count: int = pydantic.Field(1, ge=1)
+    year_buckets: int = pydantic.Field(20, ge=1, le=1000)
+    quantiles: int = pydantic.Field(101, ge=2, le=10_001)
+
+
+class Transform(Component):
+    """Maps every part of the splits to table rows, with a state fitted on `train` alone.
+
+    Item and user vocabularies are ordered by count, ties by a hash of the id, so neither the order of a file nor the
+    magnitude of an id means anything. Row 0 is padding, row 1 is out of vocabulary. The same maps are Keras layers in
+    the served graph: `shortlist.models._transform`.
+    """
+
+    output = Encoded
+
+    def __init__(self, config: TransformConfig | None = None, name: str = ""):
+        self.config: TransformConfig = config or TransformConfig()
+        super().__init__(self.config, name)
+
+    def run(self, out: Path, splits: Splits) -> None:
+        """See `Encoded` for what is written.
+
+        Raises:
+          ShortlistError: if no item is left in the vocabulary.
+        """
+        parts = {name: pq.read_table(splits / f"{name}.parquet") for name in Splits.NAMES}
+        info = splits.read_json("splits.json")
+        fitted = pa.concat_tables(parts.values()) if self.config.fit_on == "all" else parts["train"]
+        items, users = _vocabulary(fitted["item"], self.config.min_count), _vocabulary(fitted["user"], 1)
+        if not len(items):
+            raise ShortlistError(
+                f"`transform.min_count` leaves no item: none of the {fitted.num_rows:,} training rows' items has that "
+                f"many rows. Lower it. Received: min_count={self.config.min_count}."
+            )
+        catalogue = _take_by_id(pq.read_table(splits / "items.parquet"), "item", items)
+        genre_lists = catalogue["genres"].combine_chunks()
+        genres = pa.array(sorted(set(genre_lists.flatten().to_pylist())), pa.string())
+        years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
+        known_years = years[years > 0]
+        user_table = pq.read_table(splits / "users.parquet").sort_by("user")
+
+        for name, part in parts.items():
+            encoded = pa.table(
+                {
+                    "user_key": _lookup(part["user"], user_table["user"], 0),
+                    "user": _lookup(part["user"], users, FIRST_ID),
+                    "item": _lookup(part["item"], items, FIRST_ID),
+                    "timestamp": part["timestamp"],
+                    "rating": _with_nan(part["rating"]),
+                    "watch_time": _with_nan(part["watch_time"]),
+                    "positive": _positive(part, info["positive_threshold"]),
+                }
+            )
+            order = [("user_key", "ascending")]  # stable: within a user the order of the splits is kept
+            indices = pc.sort_indices(encoded.append_column("row", pa.array(np.arange(len(encoded)))), [*order, ("row", "ascending")])
+            pq.write_table(encoded.take(indices), out / f"{name}.parquet")
+
+        reserved = pa.nulls(FIRST_ID, pa.string()).fill_null("")
+        rows = pa.table(
+            {
+                "id": pa.concat_arrays([reserved, items]),
+                "title": pa.concat_arrays([reserved, catalogue["title"].fill_null("").combine_chunks()]),
+                "year": np.concatenate([np.zeros(FIRST_ID, np.int16), years]),
+                "genres": pa.concat_arrays(
+                    [pa.array([[]] * FIRST_ID, pa.list_(pa.int32())), _lookup_lists(genre_lists, genres)]
+                ),
+            }
+        )
+        pq.write_table(rows, out / "items.parquet")
+        pq.write_table(
+            pa.table({"id": user_table["user"], "user": _lookup(user_table["user"], users, FIRST_ID)}),
+            out / "users.parquet",
+        )
+        for name, vocabulary in (("items", items), ("users", users), ("genres", genres)):
+            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in vocabulary.to_pylist()))
+        times = fitted["timestamp"].drop_null().to_numpy()
+        share = np.linspace(0, 1, self.config.quantiles)
+        state = {
+            "fitted_on": self.config.fit_on,
+            "items": len(items),
+            "users": len(users),
+            "genres": genres.to_pylist(),
+            "positive_threshold": info["positive_threshold"],
+            "time": {"min": int(times.min()), "max": int(times.max())} if len(times) else None,
+            "time_quantiles": np.quantile(times, share).tolist() if len(times) else None,
+            "year_boundaries": _boundaries(known_years, self.config.year_buckets),
+        }
+        (out / "state.json").write_text(json.dumps(state, indent=2))
+        for name in ("splits.json", "source.json"):
+            shutil.copy(splits / name, out / name)
+
+
+def _vocabulary(ids: pa.ChunkedArray, min_count: int) -> pa.Array:
+    counts = ids.value_counts()
+    names, number = counts.field("values"), counts.field("counts").to_numpy()
+    keep = number >= min_count
+    digests = np.array([hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names.to_pylist()], "S8")
+    order = np.lexsort((digests, -number))
+    return names.take(order[keep[order]])
+
+
+def _lookup(ids: pa.ChunkedArray, vocabulary: pa.Array | pa.ChunkedArray, first: int) -> pa.Array:
+    values = vocabulary.combine_chunks() if isinstance(vocabulary, pa.ChunkedArray) else vocabulary
+    rows = pc.add(pc.index_in(ids, value_set=values), first).fill_null(OOV).cast(pa.int32())
+    return rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
+
+
+def _lookup_lists(lists: pa.ListArray, vocabulary: pa.Array) -> pa.ListArray:
+    lists = pc.fill_null(lists, pa.scalar([], lists.type))
+    return pa.ListArray.from_arrays(lists.offsets, _lookup(pa.chunked_array([lists.values]), vocabulary, FIRST_ID))
+
+
+def _take_by_id(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
+    return table.take(pc.index_in(ids, value_set=table[column].combine_chunks()))
+
+
+def _with_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.float32()).fill_null(float("nan"))
+
+
+def _positive(part: pa.Table, threshold: float | None) -> pa.ChunkedArray:
+    watched = pc.equal(part["event"], "watch")
+    if threshold is None:
+        return watched
+    return pc.and_(watched, pc.greater_equal(part["rating"].cast(pa.float64()), threshold).fill_null(False))
+
+
+def _boundaries(values: np.ndarray, buckets: int) -> list[float]:
+    if not len(values):
+        return []
+    return np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1])).tolist()

@@ -1,0 +1,48 @@
+"""What the models have in common whose weights get their shape, and their values, from `fit`."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from shortlist.models._base import Query
+from shortlist.models._checks import require
+
+
+class ClosedForm(tf.keras.Model):
+    """A retriever that is fitted without `compile`; its weights exist once it is fitted or loaded. Abstract.
+
+    A subclass keeps every constructor argument as an attribute of the same name and implements `make_weights` and
+    `score_items`.
+    """
+
+    def make_weights(self, rows: int, columns: int) -> None:
+        """Creates the weights for a table of this shape."""
+        raise NotImplementedError
+
+    def score_items(self, query: Query) -> tf.Tensor:
+        raise NotImplementedError
+
+    def build(self, input_shape: Sequence[int]) -> None:
+        """Creates the weights. Keras passes a query's shapes when an unfitted model is called: that is refused."""
+        if isinstance(input_shape, dict):
+            self.require_fitted()
+        self.table_shape = tuple(int(size) for size in input_shape)
+        self.make_weights(*self.table_shape)
+        self.built = True
+
+    def require_fitted(self) -> None:
+        name = type(self).__name__
+        require(self.built, f"`{name}` must be fitted before it is asked; call fit first.", built=self.built)
+
+    def call(self, inputs: Query) -> tf.Tensor:
+        """Scores float32 `[B, I]`."""
+        return self.score_items(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        arguments = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in [*arguments][1:] if name != "kwargs"} | {"name": self.name}
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        return {"input_shape": list(self.table_shape)} if self.built else None

@@ -1,0 +1,77 @@
+"""Layers that training, evaluation and the served graph share, so that they cannot differ."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@tf.keras.utils.register_keras_serializable("shortlist")
+class QuantileNormalization(tf.keras.layers.Layer):
+    """Maps each number to its cumulative frequency: x̃ = P(X ≤ x), linear between quantiles (Covington et al. 2016, §4.2).
+
+    A value that equals several quantiles gets the middle of them, so a constant column maps to ½.
+
+    Args:
+      num_features: F, the columns.
+      num_quantiles: N ≥ 2, kept a column.
+
+    Call: float `[..., F]` → float32 `[..., F]` in [0, 1].
+
+    Example:
+      >>> layer = QuantileNormalization(num_features=1, num_quantiles=3)
+      >>> layer.adapt(np.array([[0.0], [10.0], [20.0]]))
+      >>> layer(tf.constant([[5.0]])).numpy().item()
+      0.25
+    """
+
+    def __init__(self, num_features: int, num_quantiles: int = 101, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.num_features, self.num_quantiles = num_features, num_quantiles
+        self.boundaries = self.add_weight(
+            "boundaries", (num_features, num_quantiles), initializer="zeros", trainable=False
+        )
+
+    def adapt(self, values: np.ndarray) -> None:
+        """Fits the quantiles to `values`, float `[M, F]`."""
+        shares = np.linspace(0, 1, self.num_quantiles)
+        self.boundaries.assign(np.quantile(values, shares, axis=0).T.astype(np.float32))
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
+        bounds = tf.convert_to_tensor(self.boundaries)
+        left = tf.searchsorted(bounds, values, side="left")
+        right = tf.searchsorted(bounds, values, side="right")
+        last = self.num_quantiles - 1
+        low = tf.clip_by_value(right - 1, 0, last)
+        high = tf.clip_by_value(right, 0, last)
+        below, above = tf.gather(bounds, low, batch_dims=1), tf.gather(bounds, high, batch_dims=1)
+        between = tf.cast(low, tf.float32) + tf.math.divide_no_nan(values - below, above - below)
+        equal = tf.cast(left + right - 1, tf.float32) / 2
+        position = tf.clip_by_value(tf.where(left < right, equal, between), 0.0, float(last))
+        return tf.reshape(tf.transpose(position / last), tf.shape(inputs))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
+
+
+def powers(x: tf.Tensor) -> tf.Tensor:
+    """x, x² and √x beside each other, `[..., F]` → `[..., 3F]` (Covington et al. 2016, §4.2); x ≥ 0."""
+    return tf.concat([x, tf.square(x), tf.sqrt(tf.maximum(x, 0.0))], axis=-1)
+
+
+def last_n(history: tf.Tensor, n: int, *others: tf.Tensor) -> list[tf.Tensor]:
+    """The last n entries of each row that aren't padding, in their order, padded with 0 on the right: `[B, n]` each.
+
+    Args:
+      history: int `[B, L]`, padded with 0 on the right.
+      n: how many, at least 1.
+      *others: tensors `[B, L]` to cut alike.
+    """
+    length = tf.reduce_sum(tf.cast(history != 0, tf.int32), axis=1)
+    first = tf.maximum(length - n, 0)[:, tf.newaxis]
+    position = first + tf.range(n)[tf.newaxis]  # [B, n]
+    inside = position < length[:, tf.newaxis]
+    position = tf.minimum(position, tf.maximum(tf.shape(history)[1] - 1, 0))
+    cut = [tf.gather(x, position, batch_dims=1) for x in (history, *others)]
+    return [tf.where(inside, x, tf.zeros_like(x)) for x in cut]

@@ -1,0 +1,97 @@
+"""The rows of one side of a matrix in padded batches of about the same number of cells."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from shortlist import ShortlistError
+from shortlist.models._cells import Cells, read_cells
+from shortlist.models._checks import require
+
+BATCH_CELLS = 65_536
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+class PaddedRows:
+    """Batches of rows of similar length; iterating yields `rows` `[B]`, `columns` `[B, L]` (−1 pads), `targets` and
+    `weights` float32 `[B, L]`.
+
+    Rows without a cell are left out. The longest come first, ties in the order of the rows. A batch holds so many rows
+    that B (L + D) stays within `batch_cells`, which bounds the gathered vectors and the D × D systems alike; a row that
+    is longer has a batch to itself.
+
+    Args:
+      cells: the targets.
+      weights: float32 `[N]`, the confidence of each cell.
+      dim: D.
+      rows: which rows; all if None.
+      batch_cells: see above.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        weights: np.ndarray,
+        dim: int,
+        rows: np.ndarray | None = None,
+        batch_cells: int = BATCH_CELLS,
+    ):
+        self.cells, self.weights = cells, weights
+        self.lengths = np.diff(cells.starts)
+        rows = np.arange(cells.shape[0]) if rows is None else np.asarray(rows)
+        filled = self.lengths[rows] > 0
+        self.empty, order = rows[~filled], rows[filled]
+        order = order[np.argsort(-self.lengths[order], kind="stable")]
+        self.batches: list[np.ndarray] = []
+        first = 0
+        while first < len(order):
+            size = max(1, batch_cells // (int(self.lengths[order[first]]) + dim))
+            self.batches.append(order[first : first + size])
+            first += size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in self.batches:
+            position = np.arange(self.lengths[rows[0]])
+            inside = position < self.lengths[rows, np.newaxis]  # [B, L]
+            index = np.where(inside, self.cells.starts[rows, np.newaxis] + position, 0)
+            columns = np.where(inside, self.cells.columns[index], -1)
+            yield rows, columns, self.cells.values[index], self.weights[index]
+
+
+def read_sides(
+    x: tf.SparseTensor, sample_weight: tf.SparseTensor | None, dim: int, name: str = "x", duplicates: str = "sum"
+) -> tuple[PaddedRows, PaddedRows]:
+    """A matrix and its confidences by row and by column.
+
+    Raises:
+      ShortlistError: for what `read_cells` refuses, and confidences that are negative or belong to other cells.
+    """
+    cells = read_cells(x, name, duplicates)
+    weights = np.ones_like(cells.values)
+    if sample_weight is not None:
+        given = read_cells(sample_weight, "sample_weight", duplicates)
+        rule = f"`sample_weight` must have a value for exactly the cells of {name}."
+        require(given.same_places_as(cells), rule, cells=len(given.rows), cells_of_x=len(cells.rows))
+        weights = given.values
+        if (weights < 0).any():
+            wrong = int(np.argmax(weights < 0))
+            raise ShortlistError(
+                "`sample_weight` must not be negative; give 0 to a cell that is to be ignored. "
+                f"Received: {weights[wrong]:g} in row {cells.rows[wrong]}, column {cells.columns[wrong]}."
+            )
+    order = np.argsort(cells.columns, kind="stable")
+    return PaddedRows(cells, weights, dim), PaddedRows(cells.transposed(), weights[order], dim)
+
+
+def gramian(factors: np.ndarray, block: int = BATCH_CELLS) -> np.ndarray:
+    """FᵀF as float64 `[D, D]`, accumulated in float64 block by block."""
+    total = np.zeros((factors.shape[1],) * 2)
+    for first in range(0, len(factors), block):
+        part = factors[first : first + block].astype(np.float64)
+        total += part.T @ part
+    return total

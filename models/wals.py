@@ -1,0 +1,304 @@
+"""WALS: matrix factorization of implicit feedback by weighted alternating least squares."""
+
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from shortlist import ShortlistError
+from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
+from shortlist.models._checks import require, require_integer, require_number
+from shortlist.models._closed_form import ClosedForm
+from shortlist.models._wals import PaddedRows, gramian, read_sides
+
+Side = Literal["users", "items"]
+SOLVERS = ("cholesky",)
+_PADDED = tuple(tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.float32, tf.float32))
+_MATRIX = tf.TensorSpec([None, None], tf.float32)
+
+
+@register("wals")
+class WALS(ClosedForm):
+    """Factorizes a users × items matrix, its empty cells included, by alternating exact least squares.
+
+    Minimizes Σ_obs c_ui (a_ui − u·v)² + w0 Σ_unobs (u·v)² + λ Σ_u n_u^ν |u|² + λ Σ_i n_i^ν |v|², with n a row's number
+    of observed cells plus w0 times the size of the other side. An epoch solves all items, then all users. A row with
+    observed cells O solves (w0 G + Σ_O (c − w0) v vᵀ + λ n^ν 1) u = Σ_O c a v, where G = Σ v vᵀ over the other side;
+    one without gets the zero vector. w0 = 0 ignores empty cells (plain ALS); c = w0 = 1, λ = 0 is the truncated SVD.
+
+    Source: Hu, Koren and Volinsky 2008, eq. 3–5; Rendle et al. 2022 for n and ν. There w0 applies to all cells, here
+    to the empty ones alone.
+
+    Args:
+      embedding_dim: D.
+      unobserved_weight: w0 ≥ 0.
+      l2: λ ≥ 0.
+      frequency_exponent: ν ≥ 0; 0 regularizes every row alike, 1 in proportion to its cells.
+      init_stddev: the factors start from a normal distribution with standard deviation init_stddev / √D.
+      seed: of that start.
+      solver: "cholesky".
+
+    Call: a `Query`, of which only `history` is used: it is folded in as a new row with a = c = 1, so users need not be
+    known. A repeated item is one cell; rows 0 (padding) and 1 (out of vocabulary) say nothing. → scores float32
+    `[B, I]`.
+
+    Raises:
+      ShortlistError: for an argument out of range, and when asked before `fit`.
+
+    Example:
+      >>> model = WALS(embedding_dim=2, unobserved_weight=0.1, l2=0.003)
+      >>> seen = tf.sparse.from_dense([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+      >>> _ = model.fit(seen, epochs=8, verbose=0)
+      >>> items, scores = model.recommend([1], k=1, exclude=[[0]])
+      >>> items.numpy()
+      array([[1]], dtype=int32)
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int = 64,
+        unobserved_weight: float = 0.1,
+        l2: float = 0.003,
+        frequency_exponent: float = 1.0,
+        init_stddev: float = 0.1,
+        seed: int = 0,
+        solver: str = "cholesky",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.embedding_dim = require_integer("embedding_dim", embedding_dim)
+        self.unobserved_weight = require_number("unobserved_weight", unobserved_weight)
+        self.l2 = require_number("l2", l2)
+        self.frequency_exponent = require_number("frequency_exponent", frequency_exponent)
+        self.init_stddev = require_number("init_stddev", init_stddev)
+        self.seed = require_integer("seed", seed, low=0)
+        require(solver in SOLVERS, f"`solver` must be one of: {', '.join(SOLVERS)}.", solver=solver)
+        self.solver = solver
+
+    def make_weights(self, rows: int, columns: int) -> None:
+        def factors(name: str, size: int, stream: int) -> tf.Variable:
+            def start(shape: Any, dtype: Any = None) -> tf.Tensor:
+                stddev = self.init_stddev / self.embedding_dim**0.5
+                return tf.random.stateless_normal(shape, [self.seed, stream], stddev=stddev)
+
+            return self.add_weight(name, (size, self.embedding_dim), tf.float32, start, trainable=False)
+
+        self.user_factors = factors("user_factors", rows, 0)  # [U, D]
+        self.item_factors = factors("item_factors", columns, 1)  # [I, D]
+        shape = (self.embedding_dim, self.embedding_dim)
+        self.item_gramian = self.add_weight("item_gramian", shape, tf.float32, "zeros", trainable=False)
+
+    def fit(
+        self,
+        x: tf.SparseTensor,
+        *,
+        sample_weight: tf.SparseTensor | None = None,
+        epochs: int = 1,
+        verbose: int | str = "auto",
+        callbacks: Any = None,
+        validation_data: tf.SparseTensor | None = None,
+        initial_epoch: int = 0,
+        duplicates: str = "sum",
+    ) -> tf.keras.callbacks.History:
+        """Trains, from where the model stands if it was fitted or loaded.
+
+        Args:
+          x: `[U, I]`, the targets a of the observed cells, 1 for implicit feedback; any order of indices.
+          sample_weight: the confidences c ≥ 0 of the same cells; 1 where None.
+          epochs: the number of the last epoch.
+          verbose: as in Keras.
+          callbacks: as in Keras; a batch is one of rows, those of the items first.
+          validation_data: `[U, I]`, whose `loss` is logged as `val_loss`.
+          initial_epoch: the epoch to start from, when a run goes on.
+          duplicates: "sum" adds up the values given for one cell (and its confidences), "refuse" raises.
+
+        Returns:
+          A History with `loss`, the objective after each epoch, and `val_loss`.
+
+        Raises:
+          ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, negative or misplaced
+            confidences, and factors that are no longer finite.
+        """
+        by_user, by_item = self._read("x", x, sample_weight, duplicates)
+        held_out = None if validation_data is None else self._read("validation_data", validation_data)
+        verbose = 1 if verbose == "auto" else verbose
+        hooks = tf.keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=self,
+            verbose=verbose,
+            epochs=epochs,
+            steps=len(by_item) + len(by_user),
+        )
+        self.stop_training = False
+        hooks.on_train_begin()
+        logs: dict[str, float] = {}
+        for epoch in range(initial_epoch, epochs):
+            hooks.on_epoch_begin(epoch)
+            self.half_step("items", by_item, hooks)
+            observed = self.half_step("users", by_user, hooks, first_step=len(by_item))
+            logs = {"loss": self._objective(observed, by_user, by_item)}
+            if held_out:
+                logs["val_loss"] = self._loss(*held_out)
+            hooks.on_epoch_end(epoch, logs)
+            if self.stop_training:
+                break
+        hooks.on_train_end(logs)
+        return self.history
+
+    def half_step(self, side: Side, rows: PaddedRows, callbacks: Any = None, first_step: int = 0) -> float:
+        """Solves rows of one side, given the other; the others of that side stay as they are.
+
+        Args:
+          side: which factors to solve for.
+          rows: the batches of that side.
+          callbacks: a Keras CallbackList to tell of each batch.
+          first_step: the number of the first batch in its epoch.
+
+        Returns:
+          The part of the objective that `rows`' cells add to that of the Gramians: Σ_obs c (a − u·v)² − w0 (u·v)².
+        """
+        own, other = self._sides(side)
+        hooks = callbacks or tf.keras.callbacks.CallbackList()
+        factors, given = own.numpy().copy(), tf.convert_to_tensor(other)
+        factors[rows.empty] = 0.0
+        gram = gramian(other.numpy()).astype(np.float32)
+        observed = 0.0
+        for step, (ids, *batch) in enumerate(rows, first_step):
+            hooks.on_train_batch_begin(step)
+            solved, part = self._solve_batch(*batch, given, gram)
+            factors[ids] = solved.numpy()
+            observed += float(part)
+            if not np.isfinite(factors[ids]).all():
+                row = ids[~np.isfinite(factors[ids]).all(axis=1)].min()
+                raise ShortlistError(
+                    f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are not "
+                    "finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
+                    f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
+                )
+            hooks.on_train_batch_end(step)
+        own.assign(factors)
+        if side == "users":
+            self.item_gramian.assign(gram)
+        return observed
+
+    def project(
+        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+    ) -> tf.Tensor:
+        """The exact factors of rows, given the other side: training, fold-in and the served graph all come here.
+
+        Args:
+          columns: int32 `[B, L]`, the rows of `other` that are observed, −1 pads; each at most once a row.
+          targets: float32 `[B, L]`, a.
+          weights: float32 `[B, L]`, c.
+          other: float32 `[M, D]`, the factors of the other side.
+          gram: float32 `[D, D]`, otherᵀ other.
+
+        Returns:
+          float32 `[B, D]`; zeros for a row without an observed cell.
+        """
+        observed = tf.cast(columns >= 0, tf.float32)
+        vectors = tf.gather(other, tf.maximum(columns, 0))  # [B, L, D]
+        excess = (weights - self.unobserved_weight) * observed
+        system = tf.linalg.matmul(vectors * excess[..., tf.newaxis], vectors, transpose_a=True)  # [B, D, D]
+        count = tf.reduce_sum(observed, axis=1)  # [B]
+        n = count + self.unobserved_weight * tf.cast(tf.shape(other)[0], tf.float32)
+        ridge = self.l2 * n**self.frequency_exponent + tf.cast(count == 0, tf.float32)
+        system += self.unobserved_weight * gram + ridge[:, tf.newaxis, tf.newaxis] * tf.eye(self.embedding_dim)
+        right = tf.linalg.matvec(vectors, weights * targets * observed, transpose_a=True)  # [B, D]
+        return tf.linalg.cholesky_solve(tf.linalg.cholesky(system), right[..., tf.newaxis])[..., 0]
+
+    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
+    def _solve_batch(
+        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        solved = self.project(columns, targets, weights, other, gram)
+        return solved, self._observed_loss(columns, targets, weights, other, solved)
+
+    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
+    def _observed_loss(
+        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, own: tf.Tensor
+    ) -> tf.Tensor:
+        """Σ c (a − u·v)² − w0 (u·v)² over the observed cells of a batch, float64."""
+        score = tf.linalg.matvec(tf.gather(other, tf.maximum(columns, 0)), own)  # [B, L]
+        cell = weights * tf.square(targets - score) - self.unobserved_weight * tf.square(score)
+        return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64))
+
+    def loss(self, x: tf.SparseTensor, sample_weight: tf.SparseTensor | None = None) -> float:
+        """The objective on a matrix `[U, I]`, over all its cells, with the factors as they are; see `fit`."""
+        self.require_fitted()
+        return self._loss(*self._read("x", x, sample_weight))
+
+    def _loss(self, by_user: PaddedRows, by_item: PaddedRows) -> float:
+        users, items = self.user_factors.numpy(), tf.convert_to_tensor(self.item_factors)
+        parts = [float(self._observed_loss(*batch, items, users[rows])) for rows, *batch in by_user]
+        return self._objective(sum(parts), by_user, by_item)
+
+    def _objective(self, observed: float, by_user: PaddedRows, by_item: PaddedRows) -> float:
+        users, items = self.user_factors.numpy(), self.item_factors.numpy()
+        total = observed + self.unobserved_weight * float((gramian(users) * gramian(items)).sum())
+        for own, rows, size in ((users, by_user, len(items)), (items, by_item, len(users))):
+            n = rows.lengths + self.unobserved_weight * size
+            total += self.l2 * float(n**self.frequency_exponent @ np.square(own, dtype=np.float64).sum(axis=1))
+        return total
+
+    def _read(
+        self, name: str, x: tf.SparseTensor, sample_weight: tf.SparseTensor | None = None, duplicates: str = "sum"
+    ) -> tuple[PaddedRows, PaddedRows]:
+        sides = read_sides(x, sample_weight, self.embedding_dim, name, duplicates)
+        shape = sides[0].cells.shape
+        if not self.built:
+            self.build(shape)
+        rule = f"`{name}` must have the shape that the model was fitted to, {self.table_shape}."
+        require(shape == self.table_shape, rule, shape=shape)
+        return sides
+
+    def _sides(self, side: Side) -> tuple[tf.Variable, tf.Variable]:
+        require(side in ("users", "items"), "`side` must be 'users' or 'items'.", side=side)
+        factors = (self.user_factors, self.item_factors)
+        return factors if side == "users" else factors[::-1]
+
+    def embed_query(self, query: Query) -> tf.Tensor:
+        """Folds histories in: float32 `[B, D]`, zeros for an empty one."""
+        self.require_fitted()
+        ordered = tf.sort(query["history"], axis=1)
+        repeated = ordered == tf.pad(ordered, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
+        columns = tf.where(repeated | (ordered < FIRST_ID), -1, ordered)
+        ones = tf.ones_like(columns, tf.float32)
+        return self.project(columns, ones, ones, tf.convert_to_tensor(self.item_factors), self.item_gramian)
+
+    def item_vectors(self) -> tf.Tensor:
+        """V, float32 `[I, D]`."""
+        self.require_fitted()
+        return tf.convert_to_tensor(self.item_factors)
+
+    def score_items(self, query: Query) -> tf.Tensor:
+        """u·v for every item, float32 `[B, I]`."""
+        return tf.linalg.matmul(self.embed_query(query), self.item_factors, transpose_b=True)
+
+    def recommend(self, users: Any, k: int = 10, exclude: Any = None, first_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
+        """The best items for users of the matrix, from their trained factors.
+
+        Args:
+          users: int `[B]`, rows of the matrix.
+          k: at least 1.
+          exclude: int `[B, E]`, items never to return; negative values pad.
+          first_id: items below this row are never returned; 2 behind a `Transform`.
+
+        Returns:
+          `items` int32 `[B, k]` and `scores` float32 `[B, k]`, best first; see `masked_top_k`.
+
+        Raises:
+          ShortlistError: for an unknown user or k below 1.
+        """
+        self.require_fitted()
+        k = require_integer("k", k)
+        rows = np.asarray(users)
+        last = self.table_shape[0] - 1
+        rule = f"`users` must be rows from 0 to {last}; fold a new user in with embed_query."
+        inside = rows.size == 0 or bool(rows.min() >= 0 and rows.max() <= last)
+        require(inside, rule, users=[int(row) for row in rows if not 0 <= row <= last][:1])
+        vectors = tf.gather(self.user_factors, rows)  # [B, D]
+        scores = tf.linalg.matmul(vectors, self.item_factors, transpose_b=True)
+        return masked_top_k(scores, k, exclude, first_id)

@@ -1,0 +1,430 @@
+"""WALS against dense NumPy solutions over every cell, and against optima that are known without it."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_contract import ModelContract
+
+from shortlist import ShortlistError
+from shortlist.models._cells import read_cells
+from shortlist.models._wals import PaddedRows, read_sides
+from shortlist.models.wals import WALS
+
+
+def sparse(observed: np.ndarray, values: np.ndarray | None = None, order: np.ndarray | None = None) -> tf.SparseTensor:
+    """The observed cells of a matrix, in the order given; 1 where no values are."""
+    indices = np.argwhere(observed)
+    indices = indices if order is None else indices[order]
+    values = np.ones(observed.shape) if values is None else values
+    return tf.SparseTensor(indices, values[tuple(indices.T)].astype(np.float32), observed.shape)
+
+
+def random_case(seed: int, users: int = 14, items: int = 9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """observed, target, weight `[U, I]`; user 3 and item 4 are empty, user 5 has every other item."""
+    rng = np.random.default_rng(seed)
+    observed = rng.random((users, items)) < 0.4
+    observed[5] = True
+    observed[3], observed[:, 4] = False, False
+    return observed, rng.normal(size=observed.shape), rng.uniform(0.0, 3.0, size=observed.shape)
+
+
+def trained(observed: np.ndarray, epochs: int = 3, **arguments: Any) -> WALS:
+    model = WALS(**{"embedding_dim": 4, "unobserved_weight": 0.3, "l2": 0.05, **arguments})
+    model.fit(sparse(observed), epochs=epochs, verbose=0)
+    return model
+
+
+class TestWALS(ModelContract):
+    refused = (
+        ({"embedding_dim": 0}, "`embedding_dim` must be an integer of at least 1. Received: embedding_dim=0."),
+        ({"l2": -0.1}, "`l2` must be a finite number of at least 0. Received: l2=-0.1."),
+        ({"seed": -1}, "`seed` must be an integer of at least 0. Received: seed=-1."),
+        ({"solver": "cg"}, "`solver` must be one of: cholesky. Received: solver='cg'."),
+        (
+            {"unobserved_weight": float("inf")},
+            "`unobserved_weight` must be a finite number of at least 0. Received: unobserved_weight=inf.",
+        ),
+        (
+            {"frequency_exponent": "x"},
+            "`frequency_exponent` must be a finite number of at least 0. Received: frequency_exponent='x'.",
+        ),
+    )
+
+    def make(self) -> WALS:
+        observed = np.random.default_rng(0).random((40, 12)) < 0.4
+        observed[:, :2] = False
+        return trained(observed, frequency_exponent=0.5, init_stddev=0.2, seed=3)
+
+    def query(self) -> dict[str, np.ndarray]:
+        history = np.array([[7, 2, 5, 5], [11, 0, 0, 0], [0, 0, 0, 0], [3, 4, 1, 0]])
+        return {"user": np.arange(4), "history": history, "history_time": history, "time": np.arange(4)}
+
+
+@pytest.mark.parametrize(("w0", "l2", "nu"), [(0.3, 0.05, 1.0), (1.5, 0.2, 0.0), (0.0, 0.1, 0.5)])
+def test_half_step_and_loss_equal_the_dense_solution(w0: float, l2: float, nu: float) -> None:
+    observed, target, weight = random_case(0)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    model = WALS(embedding_dim=3, unobserved_weight=w0, l2=l2, frequency_exponent=nu, init_stddev=2.0, seed=1)
+    model.fit(x, sample_weight=c, epochs=0, verbose=0)  # the random start
+    by_user, by_item = read_sides(x, c, dim=3)
+    dense, constants = (target, weight, observed), (w0, l2, nu)
+    users, items = model.user_factors.numpy(), model.item_factors.numpy()
+    np.testing.assert_allclose(model.loss(x, c), oracles.wals_loss(*dense, users, items, *constants), rtol=1e-5)
+
+    model.half_step("items", by_item)
+    items = oracles.wals_half_step(target.T, weight.T, observed.T, users, *constants)
+    np.testing.assert_allclose(model.item_factors, items, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(model.user_factors, users)
+
+    model.half_step("users", by_user)
+    users = oracles.wals_half_step(target, weight, observed, items, *constants)
+    np.testing.assert_allclose(model.user_factors, users, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(users[3], np.zeros(3))
+    np.testing.assert_allclose(model.loss(x, c), oracles.wals_loss(*dense, users, items, *constants), rtol=1e-5)
+
+
+def test_start_is_normal_with_the_given_spread_and_seed() -> None:
+    users, items = [], []
+    for seed in (0, 0, 1):
+        model = WALS(embedding_dim=16, init_stddev=0.4, seed=seed)
+        model.fit(matrix((0, 0, 1.0), shape=(500, 400)), epochs=0, verbose=0)
+        users.append(model.user_factors.numpy())
+        items.append(model.item_factors.numpy())
+    for factors in (users, items):
+        np.testing.assert_array_equal(factors[0], factors[1])
+        assert abs(np.corrcoef(factors[0].ravel(), factors[2].ravel())[0, 1]) < 0.05
+        np.testing.assert_allclose([factors[0].mean(), factors[0].std()], [0, 0.1], atol=0.005)
+    assert abs(np.corrcoef(users[0][:400].ravel(), items[0].ravel())[0, 1]) < 0.05
+
+
+def test_half_step_of_some_rows_leaves_the_others() -> None:
+    observed, target, weight = random_case(2)
+    model = WALS(embedding_dim=3, l2=0.1)
+    model.fit(sparse(observed, target), epochs=1, verbose=0)
+    before = model.user_factors.numpy()
+    some = np.array([11, 3, 5])
+    rows = PaddedRows(read_cells(sparse(observed, target)), weight[observed].astype(np.float32), dim=3, rows=some)
+    model.half_step("users", rows)
+    expected = oracles.wals_half_step(target, weight, observed, model.item_factors.numpy(), 0.1, 0.1, 1.0)
+    np.testing.assert_allclose(model.user_factors.numpy()[some], expected[some], rtol=1e-4, atol=1e-5)
+    others = np.setdiff1d(np.arange(len(observed)), some)
+    np.testing.assert_array_equal(model.user_factors.numpy()[others], before[others])
+
+
+def test_history_holds_the_objective_of_every_epoch() -> None:
+    observed, target, weight = random_case(3)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    model, losses = WALS(embedding_dim=3, l2=0.1), []
+    for epoch in range(3):
+        history = model.fit(x, sample_weight=c, epochs=epoch + 1, initial_epoch=epoch, verbose=0)
+        users, items = model.user_factors.numpy(), model.item_factors.numpy()
+        losses += history.history["loss"]
+        np.testing.assert_allclose(
+            losses[-1], oracles.wals_loss(target, weight, observed, users, items, 0.1, 0.1, 1.0), rtol=1e-5
+        )
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_all_cells_alike_and_no_l2_reaches_the_truncated_svd() -> None:
+    rng = np.random.default_rng(4)
+    block = np.kron(np.eye(3), np.ones((10, 7))) * np.repeat([1.0, 2.0, 3.0], 7)
+    matrix = np.where(rng.random(block.shape) < 0.8, block + rng.normal(0, 0.2, block.shape), 0.0)
+    model = WALS(embedding_dim=3, unobserved_weight=1.0, l2=0.0)
+    model.fit(tf.sparse.from_dense(matrix), epochs=60, verbose=0)
+    users, items = model.user_factors.numpy(), model.item_factors.numpy()
+    best = (np.linalg.svd(matrix, compute_uv=False)[3:] ** 2).sum()
+    np.testing.assert_allclose(((matrix - users @ items.T) ** 2).sum(), best, rtol=1e-4)
+    np.testing.assert_allclose(model.loss(tf.sparse.from_dense(matrix)), best, rtol=1e-4)
+
+
+def test_ignoring_empty_cells_recovers_a_planted_matrix_from_half_of_it() -> None:
+    rng = np.random.default_rng(5)
+    planted = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 40))
+    observed = rng.random(planted.shape) < 0.5
+    model = WALS(embedding_dim=2, unobserved_weight=0.0, l2=1e-6, init_stddev=1.0)
+    model.fit(sparse(observed, planted), epochs=40, verbose=0)
+    guess = model.user_factors.numpy() @ model.item_factors.numpy().T
+    np.testing.assert_allclose(guess[~observed], planted[~observed], atol=1e-2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_cholesky_never_raises_the_loss(data: st.DataObject) -> None:
+    users, items, dim = (data.draw(st.integers(1, high)) for high in (7, 7, 5))
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    observed = rng.random((users, items)) < data.draw(st.floats(0, 1))
+    observed[rng.integers(users), rng.integers(items)] = True  # one cell at least
+    target, weight = rng.normal(size=observed.shape), rng.uniform(0, 4, size=observed.shape)
+    constants = tuple(data.draw(st.sampled_from(v)) for v in ([0.0, 0.1, 1.0, 3.0], [0.01, 1.0], [0.0, 0.5, 1.0]))
+    model = WALS(dim, *constants, init_stddev=2.0)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    model.fit(x, sample_weight=c, epochs=0, verbose=0)
+    by_user, by_item = read_sides(x, c, dim)
+
+    def loss() -> float:
+        factors = model.user_factors.numpy(), model.item_factors.numpy()
+        return oracles.wals_loss(target, weight, observed, *factors, *constants)
+
+    before = loss()
+    for side, rows in [("items", by_item), ("users", by_user)] * 2:
+        model.half_step(side, rows)
+        after = loss()
+        assert after <= before * (1 + 1e-5) + 1e-7
+        before = after
+
+
+def test_checkerboard_recommends_the_own_block() -> None:
+    # Even users watch even items, odd ones odd; every user leaves one item of the own block out, and must get it.
+    users, items = np.indices((40, 20))
+    observed = (users + items) % 2 == 0
+    rows = np.arange(40)
+    left_out = (rows % 2 + 2 * (rows // 2 % 10)) % 20
+    observed[rows, left_out] = False
+    seen = np.array([np.flatnonzero(line) for line in observed])  # [U, 9]
+    best, scores = trained(observed, epochs=8, embedding_dim=2, l2=0.01).recommend(rows, k=2, exclude=seen)
+    np.testing.assert_array_equal(best[:, 0], left_out)
+    assert (scores[:, 0] > 0.5).numpy().all()
+    assert (scores[:, 1] < 0.1).numpy().all()
+
+
+@pytest.mark.parametrize("batch_cells", [1, 20, 65_536])
+def test_batches_hold_every_cell_once_within_their_size(batch_cells: int) -> None:
+    observed, target, weight = random_case(6)
+    cells = read_cells(sparse(observed, target))
+    rows = PaddedRows(cells, weight[observed].astype(np.float32), dim=4, batch_cells=batch_cells)
+    found = np.zeros((2, *observed.shape))
+    for ids, columns, targets, weights in rows:
+        assert len(ids) == 1 or columns.size + 4 * len(ids) <= batch_cells
+        row, place = np.nonzero(columns >= 0)
+        np.add.at(found, (slice(None), ids[row], columns[row, place]), [targets[row, place], weights[row, place]])
+    np.testing.assert_allclose(found, np.where(observed, [target, weight], 0), rtol=1e-6)
+    np.testing.assert_array_equal(rows.empty, [3])
+    assert len(rows) == len(rows.batches) == {1: 13, 65_536: 1}.get(batch_cells, len(rows))
+
+
+def test_the_same_data_in_other_words_gives_the_same_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    observed, target, weight = random_case(7)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    shuffled = np.random.default_rng(1).permutation(observed.sum())
+    x2, c2 = sparse(observed, target, shuffled), sparse(observed, weight, shuffled)
+    halves = [
+        tf.SparseTensor(tf.concat([t.indices] * 2, 0), tf.concat([t.values / 2] * 2, 0), t.shape) for t in (x2, c2)
+    ]
+    models = []
+    for cells, weights in ((x, c), (x2, c2), halves):
+        models.append(WALS(embedding_dim=4, l2=0.05))
+        models[-1].fit(cells, sample_weight=weights, epochs=2, verbose=0)
+    monkeypatch.setattr(PaddedRows, "__init__", functools.partialmethod(PaddedRows.__init__, batch_cells=1))
+    models.append(WALS(embedding_dim=4, l2=0.05))
+    models[-1].fit(x, sample_weight=c, epochs=2, verbose=0)
+    for other in models[1:]:
+        np.testing.assert_allclose(other.user_factors, models[0].user_factors, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other.item_factors, models[0].item_factors, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("w0", [0.3, 0.0])
+def test_folding_in_a_training_row_gives_its_trained_vector(w0: float) -> None:
+    observed = np.random.default_rng(8).random((50, 30)) < 0.3
+    observed[:, :2], observed[7] = False, False
+    model = trained(observed, epochs=2, unobserved_weight=w0)
+    rng = np.random.default_rng(0)
+    history = np.zeros((50, 40), np.int32)
+    for user, line in enumerate(observed):
+        watched = np.flatnonzero(line)
+        watched = rng.permutation(np.concatenate([watched, watched[:3]]))  # any order, some twice
+        history[user, : len(watched)] = watched
+    fold_in = tf.function(model.embed_query, input_signature=[{"history": tf.TensorSpec([None, None], tf.int32)}])
+    vectors = fold_in({"history": history})
+    np.testing.assert_allclose(vectors, model.user_factors, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(vectors[7], np.zeros(4))
+    np.testing.assert_array_equal(fold_in({"history": np.zeros((2, 0), np.int32)}), np.zeros((2, 4)))
+
+
+def test_recommend_orders_all_items_by_the_trained_factors() -> None:
+    model = trained(random_case(9)[0])
+    scores = model.user_factors.numpy()[[2, 6]] @ model.item_factors.numpy().T
+    items, values = model.recommend([2, 6], k=12, exclude=[[0, 8], [-1, 4]])
+    expected = oracles.top_k(scores, 12, [[0, 8], [4]], first_id=0)
+    np.testing.assert_array_equal(items, expected[0])
+    np.testing.assert_allclose(values, expected[1], rtol=1e-5)
+    assert set(model.recommend([2], k=9, first_id=2)[0].numpy()[0]) == {0, *range(2, 9)}
+
+
+class Recorder(tf.keras.callbacks.Callback):
+    def __init__(self, stop_after: int = 99):
+        super().__init__()
+        self.calls, self.stop_after = [], stop_after
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.calls.append(("begin", self.params["epochs"], self.params["steps"]))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.calls.append(("batch", batch))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.calls.append(("epoch", epoch, sorted(logs)))
+        self.model.stop_training = epoch == self.stop_after
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.calls.append(("end", sorted(logs)))
+
+
+def test_fit_drives_callbacks_as_keras_does() -> None:
+    observed, target, _ = random_case(10)
+    held_out, names = sparse(~observed, target), ["loss", "val_loss"]
+    recorder, model = Recorder(stop_after=2), WALS(embedding_dim=2)
+    history = model.fit(
+        sparse(observed, target), epochs=9, initial_epoch=1, verbose=0, callbacks=[recorder], validation_data=held_out
+    )
+    epoch = [("batch", 0), ("batch", 1)]
+    assert recorder.calls == [
+        *(("begin", 9, 2), *epoch, ("epoch", 1, names)),
+        *(*epoch, ("epoch", 2, names), ("end", names)),
+    ]
+    assert history.epoch == [1, 2]
+    ones = np.ones_like(target)
+    factors = model.user_factors.numpy(), model.item_factors.numpy()
+    expected = oracles.wals_loss(target, ones, ~observed, *factors, 0.1, 0.003, 1.0)
+    np.testing.assert_allclose(history.history["val_loss"][-1], expected, rtol=1e-5)
+
+
+def test_keras_callbacks_and_the_progress_bar_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    observed = random_case(11)[0]
+    callbacks = [
+        tf.keras.callbacks.EarlyStopping("loss", min_delta=1e9, patience=1),
+        tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")),
+        tf.keras.callbacks.TensorBoard(tmp_path / "logs"),
+    ]
+    history = WALS(embedding_dim=2).fit(sparse(observed), epochs=9, callbacks=callbacks)
+    assert history.epoch == [0, 1]
+    assert {"1.keras", "2.keras", "logs"} == {path.name for path in tmp_path.iterdir()}
+    assert list((tmp_path / "logs").rglob("events*"))
+    printed = capsys.readouterr().out
+    assert "Epoch 2/9" in printed
+    assert f"loss: {history.history['loss'][1]:.4f}" in printed
+
+
+def test_going_on_after_a_load_gives_the_undisturbed_factors(tmp_path: Path) -> None:
+    observed = random_case(12)[0]
+    whole = trained(observed, epochs=4)
+    trained(observed, epochs=2).save(tmp_path / "half.keras")
+    model = tf.keras.models.load_model(tmp_path / "half.keras")
+    model.fit(sparse(observed), epochs=4, initial_epoch=2, verbose=0)
+    np.testing.assert_allclose(model.user_factors, whole.user_factors, rtol=1e-6)
+    np.testing.assert_allclose(model.item_factors, whole.item_factors, rtol=1e-6)
+
+
+def matrix(*cells: tuple[int, int, float], shape: tuple[int, int] = (4, 5)) -> tf.SparseTensor:
+    return tf.SparseTensor([cell[:2] for cell in cells], [cell[2] for cell in cells], shape)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "text"),
+    [
+        (
+            matrix((0, 1, 1.0), (2, 3, np.nan)),
+            {},
+            "`x` must hold finite float32 numbers; drop or correct the cell. Received: nan in row 2, column 3.",
+        ),
+        (
+            tf.SparseTensor([[1, 2]], np.array([1e300]), (4, 5)),
+            {},
+            "`x` must hold finite float32 numbers; drop or correct the cell. Received: 1e+300 in row 1, column 2.",
+        ),
+        (
+            matrix((0, 1, 1.0), (3, 5, 1.0)),
+            {},
+            "`x` must have its indices inside its shape [4, 5]; raise dense_shape or correct the ids. "
+            "Received: row 3, column 5.",
+        ),
+        (
+            matrix((1, 2, 1.0), (1, 2, 1.0)),
+            {"duplicates": "refuse"},
+            "`x` must have each cell once; merge them, or pass duplicates='sum'. "
+            "Received: row 1, column 2 more than once.",
+        ),
+        (
+            matrix((1, 2, 1.0)),
+            {"duplicates": "drop"},
+            "`duplicates` must be 'sum' or 'refuse'. Received: duplicates='drop'.",
+        ),
+        (
+            matrix((1, 2, 1.0)),
+            {"sample_weight": matrix((1, 2, -0.5))},
+            "`sample_weight` must not be negative; give 0 to a cell that is to be ignored. "
+            "Received: -0.5 in row 1, column 2.",
+        ),
+        (
+            matrix((1, 2, 1.0)),
+            {"sample_weight": matrix((2, 1, 1.0))},
+            "`sample_weight` must have a value for exactly the cells of x. Received: cells=1, cells_of_x=1.",
+        ),
+        (
+            matrix((1, 2, 1.0)),
+            {"validation_data": matrix((1, 2, 1.0), shape=(4, 6))},
+            "`validation_data` must have the shape that the model was fitted to, (4, 5). Received: shape=(4, 6).",
+        ),
+        (
+            tf.sparse.from_dense(np.zeros((4, 5))),
+            {},
+            "`x` must have at least one cell; there is nothing to learn. Received: cells=0.",
+        ),
+        (
+            matrix((1, 2, 1.0), shape=(4, 2**31)),
+            {},
+            "`x` must have fewer than 2^31 rows and columns; number the ids from 0. Received: shape=[4, 2147483648].",
+        ),
+        (
+            np.ones((4, 5)),
+            {},
+            "`x` must be a tf.SparseTensor [rows, columns]; tf.sparse.from_dense makes one of a matrix. "
+            "Received: ndarray of shape (4, 5).",
+        ),
+    ],
+)
+def test_fit_refuses(x: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ShortlistError) as error:
+        WALS(embedding_dim=2).fit(x, verbose=0, **options)
+    assert str(error.value) == text
+
+
+def test_systems_without_one_solution_name_the_row_and_the_setting() -> None:
+    model = WALS(embedding_dim=2, unobserved_weight=0.0, l2=0.0, init_stddev=0.0)  # every item's system is 0
+    with pytest.raises(ShortlistError) as error:
+        model.fit(matrix((1, 3, 1.0), (2, 2, 1.0)), verbose=0)
+    assert str(error.value) == (
+        "`l2` must be large enough for one solution a row: the factors of row 2 of the items are not finite. Raise l2 "
+        "or unobserved_weight, or lower embedding_dim. Received: l2=0.0, unobserved_weight=0.0."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (lambda model: model.recommend([0], k=0), "`k` must be an integer of at least 1. Received: k=0."),
+        (
+            lambda model: model.recommend([0, 14]),
+            "`users` must be rows from 0 to 13; fold a new user in with embed_query. Received: users=[14].",
+        ),
+        (
+            lambda model: WALS().recommend([0]),
+            "`WALS` must be fitted before it is asked; call fit first. Received: built=False.",
+        ),
+        (
+            lambda model: model.fit(matrix((1, 2, 1.0))),
+            "`x` must have the shape that the model was fitted to, (14, 9). Received: shape=(4, 5).",
+        ),
+        (lambda model: model.half_step("rows", []), "`side` must be 'users' or 'items'. Received: side='rows'."),
+    ],
+)
+def test_a_fitted_model_refuses(ask: Any, text: str) -> None:
+    with pytest.raises(ShortlistError) as error:
+        ask(trained(random_case(13)[0], epochs=1))
+    assert str(error.value) == text

@@ -1,0 +1,189 @@
+"""Slow, obvious NumPy twins of the fast code. Nothing here imports shortlist or TensorFlow."""
+
+import numpy as np
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+_WORD = 2**64 - 1
+
+
+def mix64(x: int) -> int:
+    """One step of splitmix64 in Python's integers."""
+    x = (x + 0x9E3779B97F4A7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
+
+
+def id_hash(text: str) -> int:
+    return sum(mix64(256 * place + byte) for place, byte in enumerate(text.encode())) & _WORD
+
+
+def split_rows(rows, strategy, test=0.1, validation=0.1, rank_train=0.2, folds=5, fold=0, seed=0):
+    """Rows are dicts of user, item, timestamp, event, rating (one digit); returns lists of rows by split."""
+
+    def owner(user):
+        return mix64(id_hash(user) ^ mix64(seed))
+
+    def pair(row):
+        return mix64((owner(row["user"]) + id_hash(row["item"])) & _WORD)
+
+    def sizes(n):
+        left, out = max(n - 1, 0), []
+        for share in (test, validation, rank_train):
+            out.append(min(int(share * n + 0.5), left))
+            left -= out[-1]
+        return out
+
+    def from_the_end(things, counts):
+        """Names for things in order, the last ones test, then validation, then rank_train."""
+        names = ["test"] * counts[0] + ["validation"] * counts[1] + ["rank_train"] * counts[2]
+        return (names + ["train"] * (len(things) - len(names)))[::-1]
+
+    rows = sorted(
+        rows, key=lambda r: (r["user"].encode(), r["timestamp"], pair(r), r["event"], r["item"], str(r["rating"]))
+    )
+    by_user = {}
+    for row in rows:
+        by_user.setdefault(row["user"], []).append(row)
+    names = []
+    if strategy == "per_user_time":
+        for own in by_user.values():
+            names += from_the_end(own, sizes(len(own)) if len(own) >= 3 else [0, 0, 0])
+    elif strategy == "leave_last_out":
+        for own in by_user.values():
+            names += from_the_end(own, [1, 1, 1] if len(own) >= 4 else [0, 0, 0])
+    elif strategy == "global_time":
+        line = sorted(row["timestamp"] for row in rows)
+        a, b, c = sizes(len(rows))
+        for row in rows:
+            name = "train"
+            for later, taken in (("rank_train", a + b + c), ("validation", a + b), ("test", a)):
+                if taken and row["timestamp"] >= line[len(line) - taken]:
+                    name = later
+            names.append(name)
+    elif strategy == "strong":
+        able = sorted((user for user, own in by_user.items() if len(own) >= 2), key=owner)
+        role = dict(zip(able, from_the_end(able, sizes(len(able)))[::-1], strict=True))
+        for user, own in by_user.items():
+            name = role.get(user, "train")
+            target = max(1, (2 * len(own) + 5) // 10)
+            names += [name if name == "train" or i >= len(own) - target else "fold_in" for i in range(len(own))]
+    else:
+        for row in rows:
+            turn = (mix64(pair(row) ^ mix64(row["timestamp"] & _WORD)) % folds - fold) % folds
+            names.append({0: "test", 1: "validation"}.get(turn, "train"))
+    order = ("train", "fold_in", "rank_train", "validation", "test")
+    return {name: [row for row, own in zip(rows, names, strict=True) if own == name] for name in order}
+
+
+# --- ranking metrics ------------------------------------------------------------------------------------------------
+
+
+def ranking_metrics(ranked, targets, k):
+    """One user's metrics: `ranked` item rows, best first; `targets` item rows, 1 = out of vocabulary."""
+    known = {item for item in targets if item >= 2}
+    relevant = len(known) + sum(item < 2 for item in targets)
+    if relevant == 0:
+        return dict.fromkeys(("ndcg", "hr", "recall", "precision", "mrr", "map"), np.nan)
+    ranks = [rank for rank, item in enumerate(ranked[:k], 1) if item in known]
+    best = min(k, relevant)
+    return {
+        "ndcg": sum(1 / np.log2(r + 1) for r in ranks) / sum(1 / np.log2(r + 1) for r in range(1, best + 1)),
+        "hr": float(bool(ranks)),
+        "recall": len(ranks) / best,
+        "precision": len(ranks) / k,
+        "mrr": 1 / ranks[0] if ranks else 0.0,
+        "map": sum((i + 1) / r for i, r in enumerate(ranks)) / best,
+    }
+
+
+def every_resample_mean(values):
+    """The means of all n^n resamples of n values, each as likely as the others."""
+    n = len(values)
+    draws = np.indices((n,) * n).reshape(n, -1).T
+    return np.array([np.mean([values[i] for i in draw]) for draw in draws])
+
+
+def top_k(scores: np.ndarray, k: int, exclude: list[list[int]], first_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `masked_top_k` returns, by sorting the allowed items of each row."""
+    items = np.full((len(scores), k), 0 if first_id else -1)
+    values = np.full((len(scores), k), -np.inf)
+    for row, line in enumerate(scores):
+        allowed = [i for i in range(first_id, len(line)) if i not in exclude[row] and line[i] > -np.inf]
+        for place, i in enumerate(sorted(allowed, key=lambda i: (-line[i], i))[:k]):
+            items[row, place], values[row, place] = i, line[i]
+    return items, values
+
+
+def popularity_counts(
+    items: np.ndarray, times: np.ndarray, num_items: int, now: int, window: int, period: int
+) -> np.ndarray:
+    """Events of each item within `window` seconds before `now`, both ends rounded down to a whole period."""
+    last_end = (max(times) // period + 1) * period
+    end = min(now, last_end)
+    first_second, past_last_second = (end - window) // period * period, end // period * period
+    counts = np.zeros(num_items)
+    for item, time in zip(items, times, strict=True):
+        counts[item] += first_second <= time < past_last_second
+    return counts
+
+
+def item_knn_scores(seen: np.ndarray, history: list[int], neighbours: int, shrink: float) -> np.ndarray:
+    """Sums of shrunk cosines to the items of a history, near neighbours only; `seen` bool `[U, I]`."""
+    scores = np.zeros(seen.shape[1])
+    for i in history:
+        similarity = {}
+        for j in range(seen.shape[1]):
+            both = int((seen[:, i] & seen[:, j]).sum())
+            if j != i and both:
+                similarity[j] = both / (np.sqrt(seen[:, i].sum() * seen[:, j].sum()) + shrink)
+        for j in sorted(similarity, key=lambda j: (-similarity[j], j))[:neighbours]:
+            scores[j] += similarity[j]
+    return scores
+
+
+def wals_half_step(
+    target: np.ndarray, weight: np.ndarray, observed: np.ndarray, other: np.ndarray, w0: float, l2: float, nu: float
+) -> np.ndarray:
+    """The exact factors of every row over all its cells: `target`, `weight`, `observed` `[R, M]`, `other` `[M, D]`."""
+    other = other.astype(np.float64)
+    factors = np.zeros((len(target), other.shape[1]))
+    for row in range(len(target)):
+        confidence = np.where(observed[row], weight[row], w0).astype(np.float64)
+        wanted = np.where(observed[row], target[row], 0.0)
+        n = observed[row].sum() + w0 * len(other)
+        system = other.T @ np.diag(confidence) @ other + l2 * n**nu * np.eye(other.shape[1])
+        factors[row] = np.linalg.lstsq(system, other.T @ (confidence * wanted), rcond=None)[0]
+    return factors
+
+
+def wals_loss(
+    target: np.ndarray,
+    weight: np.ndarray,
+    observed: np.ndarray,
+    users: np.ndarray,
+    items: np.ndarray,
+    w0: float,
+    l2: float,
+    nu: float,
+) -> float:
+    """The objective of WALS, cell by cell over the whole matrix."""
+    error = np.where(observed, target, 0.0) - users.astype(np.float64) @ items.astype(np.float64).T
+    total = (np.where(observed, weight, w0) * error**2).sum()
+    for factors, counts, size in ((users, observed.sum(1), len(items)), (items, observed.sum(0), len(users))):
+        n = counts + w0 * size
+        total += l2 * (n**nu * (factors.astype(np.float64) ** 2).sum(axis=1)).sum()
+    return float(total)
+
+
+def first_rows(keys: list[tuple]) -> list[int]:
+    """The indices of the rows whose key has not come before."""
+    seen: set[tuple] = set()
+    return [row for row, key in enumerate(keys) if not (key in seen or seen.add(key))]
+
+
+def shared_timestamps(users: np.ndarray, timestamps: np.ndarray) -> float:
+    """The share of rows that have their user and timestamp in common with another row."""
+    same = (users[:, None] == users[None]) & (timestamps[:, None] == timestamps[None])
+    return float((same.sum(1) > 1).mean())
