@@ -62,7 +62,8 @@ class EncodedData:
     def year_bucket(self) -> np.ndarray:
         """int32 `[I]`: 0 for an unknown year, else 1 + its bucket."""
         years = self.items["year"]
-        return np.where(years > 0, 1 + np.searchsorted(self.state["year_boundaries"], years, "right"), 0).astype(np.int32)
+        bucket = 1 + np.searchsorted(self.state["year_boundaries"], years, "right")
+        return np.where(years > 0, bucket, 0).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Queries:
-    """One query a user of a split, in the order of `user_key`. Every array has one entry, or one ragged row, a query."""
+    """One query a user of a split, in the order of `user_key`: every array has one entry, or ragged row, a query."""
 
     split: str
     user_key: np.ndarray

@@ -159,7 +159,7 @@ class Candidates(Artifact):
     - `rank_train.npz`, `validation.npz`, `test.npz`: `user_key` int32 `[Q]`, `items` int32 `[Q, K]` (0 = none left),
       `fused` float32 `[Q, K]`, `features` float32 `[Q, K, F]`, `label` bool `[Q, K]`, `weight` float32 `[Q, K]` (what
       a positive weighs, 0 elsewhere).
-    - `candidates.json`: `{"feature_names", "sources", "size", "weight_from", "positives": {split: n},
+    - `candidates.json`: `{"feature_names", "sources", "shortlist": its settings, "weight_from", "positives": {split: n},
       "not_retrieved": {split: n}}`.
     """
 
@@ -169,8 +169,15 @@ class Candidates(Artifact):
 
 @dataclass(frozen=True)
 class ModelEvaluation(Artifact):
-    """`metrics.json` (DESIGN: the form that other programs read), `report.md`, and `blessing.json`:
-    `{"blessed": bool, "reasons": [..], "comparisons": [{"against", "metric", "difference", "low", "high", "users"}]}`."""
+    """What was measured.
+
+    - `metrics.json`: `{"data", "split", "seed", "blessed", "reasons", "systems": {name: {"ndcg@10": {"value", "low",
+      "high", "users"}, …, "coverage@10": {"value"}}}, "comparisons": […], "protocol": {…}}`.
+    - `blessing.json`: `{"blessed", "reasons", "comparisons": [{"split", "metric", "system", "against", "difference",
+      "low", "high", "users"}]}`.
+    - `per_user.parquet`: user string, system string, and a column a metric.
+    - `report.md`: the same as a page.
+    """
 
     type: ClassVar[str] = "ModelEvaluation"
 

@@ -88,7 +88,8 @@ class Pipeline:
 
         Args:
           component: what to run.
-          *inputs, **named: nodes, or dicts of nodes by name, for the arguments of `component.run` in their order.
+          *inputs: nodes, or dicts of nodes by name, for the arguments of `component.run` in their order.
+          **named: the same by name.
 
         Raises:
           TypeError: if the inputs don't fit the annotations of `component.run`.
@@ -245,8 +246,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError | ConnectionError | TimeoutError):
             raise
         raise ShortlistError(
-            f"`workdir` {path} cannot be written: {error.strerror or error}. Free some space or give another --workdir; "
-            "what is finished is kept, and the same command goes on from there."
+            f"`workdir` {path} cannot be written: {error.strerror or error}. Free some space or give another "
+            "--workdir; what is finished is kept, and the same command goes on from there."
         ) from error
 
 

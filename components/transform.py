@@ -84,9 +84,8 @@ class Transform(Component):
                     "positive": _positive(part, info["positive_threshold"]),
                 }
             )
-            order = [("user_key", "ascending")]  # stable: within a user the order of the splits is kept
-            indices = pc.sort_indices(encoded.append_column("row", pa.array(np.arange(len(encoded)))), [*order, ("row", "ascending")])
-            pq.write_table(encoded.take(indices), out / f"{name}.parquet")
+            order = np.argsort(encoded["user_key"].to_numpy(), kind="stable")  # the splits' order within a user is kept
+            pq.write_table(encoded.take(order), out / f"{name}.parquet")
 
         reserved = pa.nulls(FIRST_ID, pa.string()).fill_null("")
         rows = pa.table(

@@ -8,9 +8,11 @@ import tensorflow as tf
 
 @tf.keras.utils.register_keras_serializable("shortlist")
 class QuantileNormalization(tf.keras.layers.Layer):
-    """Maps each number to its cumulative frequency: x̃ = P(X ≤ x), linear between quantiles (Covington et al. 2016, §4.2).
+    """Maps each number to its cumulative frequency: x̃ = P(X ≤ x), linear between quantiles.
 
     A value that equals several quantiles gets the middle of them, so a constant column maps to ½.
+
+    Source: Covington, Adams and Sargin 2016, §4.2.
 
     Args:
       num_features: F, the columns.
@@ -64,14 +66,11 @@ def last_n(history: tf.Tensor, n: int, *others: tf.Tensor) -> list[tf.Tensor]:
     """The last n entries of each row that aren't padding, in their order, padded with 0 on the right: `[B, n]` each.
 
     Args:
-      history: int `[B, L]`, padded with 0 on the right.
+      history: int `[B, L]`, padded with 0 on the right; L may be 0.
       n: how many, at least 1.
       *others: tensors `[B, L]` to cut alike.
     """
     length = tf.reduce_sum(tf.cast(history != 0, tf.int32), axis=1)
-    first = tf.maximum(length - n, 0)[:, tf.newaxis]
-    position = first + tf.range(n)[tf.newaxis]  # [B, n]
-    inside = position < length[:, tf.newaxis]
-    position = tf.minimum(position, tf.maximum(tf.shape(history)[1] - 1, 0))
-    cut = [tf.gather(x, position, batch_dims=1) for x in (history, *others)]
-    return [tf.where(inside, x, tf.zeros_like(x)) for x in cut]
+    position = tf.maximum(length - n, 0)[:, tf.newaxis] + tf.range(n)[tf.newaxis]  # [B, n]
+    position = tf.where(position < length[:, tf.newaxis], position, tf.shape(history)[1])  # past the end: a column of 0
+    return [tf.gather(tf.pad(x, [[0, 0], [0, 1]]), position, batch_dims=1) for x in (history, *others)]

@@ -55,9 +55,7 @@ class RankingFeatures(tf.Module):
         self.log_recent = constant(np.log1p(catalogue.recent_count))
         self.first_time = constant(catalogue.first_time, tf.int64)
         self.last_time = constant(catalogue.last_time, tf.int64)
-        self.vectors = {
-            name: constant(v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-9)) for name, v in vectors.items()
-        }
+        self.vectors = {name: constant(tf.math.l2_normalize(v, axis=1)) for name, v in vectors.items()}
         self.sources, self.history_length = tuple(sources), history_length
 
     @property

@@ -17,15 +17,15 @@ SOFTMAX = ("full", "in_batch")
 class TwoTower(tfrs.Model):
     """Two-tower softmax: the next watched item out of all, given the last ones.
 
-    ψ(x) = tower([mean of the last L watched items' embeddings, time of the request, user]) and v_i = id + genres + year;
+    ψ(x) = tower([mean of the last L watched items' embeddings, time of the request, user]), v_i = id + genres + year,
     p(i | x) = softmax_i(ψ(x)·v_i / τ). With `softmax="in_batch"` the softmax runs over the batch's own items and each
     logit is reduced by log Q(i), the log of the item's share of the training labels; accidental hits are masked.
     The loss is summed over the batch, not averaged: Adagrad's accumulator starts at 0.1, and the gradients of a mean
     would drown in it. The tower ends in a linear layer when it has hidden ones; without, its parts are added up.
 
-    Source: Covington, Adams and Sargin 2016, §3 (the networks, the softmax); Yi et al. 2019, eq. 4–6 (two towers, logQ).
-    Unlike Covington, the item table of the history and that of the candidates are two (`shared_item_table=False`), which
-    measured better, and the request's time takes the place of the example's age.
+    Source: Covington, Adams and Sargin 2016, §3 (the network and its softmax); Yi et al. 2019, eq. 4–6 (two towers,
+    logQ). Unlike Covington's, the item tables of the history and of the candidates are two, which measured better, and
+    the request's time takes the place of the example's age.
 
     Args:
       num_items: I, rows of the item table, the two reserved ones included.
@@ -79,9 +79,9 @@ class TwoTower(tfrs.Model):
             ("history_length", history_length, 1),
         ):
             require_integer(name, value, low)
-        require(softmax in SOFTMAX, f"`softmax` must be one of {', '.join(SOFTMAX)}. Received: softmax={softmax!r}.")
-        require(temperature > 0, f"`temperature` must be above 0. Received: temperature={temperature}.")
-        require(0 <= dropout < 1, f"`dropout` must be in [0, 1). Received: dropout={dropout}.")
+        require(softmax in SOFTMAX, f"`softmax` must be one of {', '.join(SOFTMAX)}.", softmax=softmax)
+        require(temperature > 0, "`temperature` must be above 0.", temperature=temperature)
+        require(0 <= dropout < 1, "`dropout` must be in [0, 1).", dropout=dropout)
         self.num_items, self.num_users, self.embedding_dim = num_items, num_users, embedding_dim
         self.history_length, self.hidden_units, self.softmax = history_length, tuple(hidden_units), softmax
         self.temperature, self.time_quantiles = temperature, tuple(float(q) for q in time_quantiles)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import register
-from shortlist.models._checks import require, require_integer
+from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._layers import QuantileNormalization, powers
 
 CUT = 5.0
@@ -57,8 +57,8 @@ class WeightedLogistic(tf.keras.Model):
         super().__init__(**kwargs)
         require_integer("num_features", num_features, 1)
         require_integer("num_quantiles", num_quantiles, 2)
-        require(l2 >= 0, f"`l2` must be at least 0. Received: l2={l2}.")
-        require(0 <= dropout < 1, f"`dropout` must be in [0, 1). Received: dropout={dropout}.")
+        require_number("l2", l2)
+        require(0 <= dropout < 1, "`dropout` must be in [0, 1).", dropout=dropout)
         for units in hidden_units:
             require_integer("hidden_units", units, 1)
         self.num_features, self.hidden_units = num_features, tuple(hidden_units)

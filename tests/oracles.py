@@ -187,3 +187,68 @@ def shared_timestamps(users: np.ndarray, timestamps: np.ndarray) -> float:
     """The share of rows that have their user and timestamp in common with another row."""
     same = (users[:, None] == users[None]) & (timestamps[:, None] == timestamps[None])
     return float((same.sum(1) > 1).mean())
+
+
+# --- layers, features, the first stage ------------------------------------------------------------------------------
+
+
+def quantile_share(bounds, value):
+    """Where `value` stands among ascending quantiles, in [0, 1]: the middle of those that it equals, else between two."""
+    last = len(bounds) - 1
+    equal = [place for place, bound in enumerate(bounds) if bound == value]
+    if equal:
+        return (equal[0] + equal[-1]) / 2 / last
+    below = sum(bound < value for bound in bounds)
+    if below in (0, last + 1):
+        return float(below > 0)
+    return (below - 1 + (value - bounds[below - 1]) / (bounds[below] - bounds[below - 1])) / last
+
+
+def two_tower_queries(w, query, length, temperature=1.0, normalize=False):
+    """One query vector a row; `w` maps a weight's name to its array, `w["tower"]` is a list of (kernel, bias)."""
+    vectors = []
+    for row, history in enumerate(query["history"]):
+        watched = [i for i in history if i != 0][-length:]
+        known = [w["history_table"][i] for i in watched if i >= 2]
+        dim = w["history_table"].shape[1]
+        parts = [sum(known) / len(known) if known else np.zeros(dim)]
+        if "time_table" in w:
+            x = quantile_share(w["time_quantiles"], float(query["time"][row]))
+            parts.append(np.array([x, x * x, np.sqrt(x)]) @ w["time_table"])
+        if "user_table" in w:
+            parts.append(w["user_table"][query["user"][row]])
+        psi = np.concatenate(parts) if w.get("tower") else sum(parts)
+        for place, (kernel, bias) in enumerate(w.get("tower", []), 1):
+            psi = psi @ kernel + bias
+            psi = psi if place == len(w["tower"]) else np.maximum(psi, 0)
+        vectors.append(psi / np.linalg.norm(psi) / temperature if normalize else psi / temperature)
+    return np.array(vectors)
+
+
+def two_tower_items(w, normalize=False):
+    vectors = []
+    for item, vector in enumerate(w["candidate_table"].astype(np.float64)):
+        if "genre_table" in w:
+            vector = vector + sum(w["genre_table"][g] * has for g, has in enumerate(w["genres"][item]))
+        if "year_table" in w:
+            vector = vector + w["year_table"][w["years"][item]]
+        vectors.append(vector / np.linalg.norm(vector) if normalize else vector)
+    return np.array(vectors)
+
+
+def softmax_loss(logits, right):
+    """The summed cross-entropy of rows of logits (−∞ is left out); `right` is the column of each row's label."""
+    total = 0.0
+    for row, label in zip(np.asarray(logits, np.float64), right, strict=True):
+        total += np.log(np.exp(row - row.max()).sum()) + row.max() - row[label]
+    return total
+
+
+def in_batch_logits(psi, vectors, labels, log_q):
+    """Logits among the labels of a batch, less log Q; another row with the same label is no negative."""
+    logits = np.array([[p @ vectors[j] - log_q[j] for j in labels] for p in psi])
+    for a, i in enumerate(labels):
+        for b, j in enumerate(labels):
+            if a != b and i == j:
+                logits[a, b] = -np.inf
+    return logits

@@ -1,0 +1,138 @@
+"""Retrieval over many queries, and the one way to build the first stage from artifacts."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydantic
+
+from shortlist import ShortlistError
+from shortlist.components._config import Config
+from shortlist.components._progress import progress
+from shortlist.components._queries import EncodedData, Queries
+from shortlist.components.artifacts import Index
+
+if TYPE_CHECKING:
+    from shortlist.models._ranking_features import Catalogue
+    from shortlist.models._shortlist import Shortlist
+
+YEAR = 365.2425 * 86_400
+
+
+class ShortlistConfig(Config):
+    """The first stage.
+
+    Args:
+      size: K, the candidates that the ranker sees.
+      quota: what each source may propose, one number for all or one a source by name.
+      history_length: the last watched items that the ranker's features look at.
+      recent_years: the window of the recent counts, which also answer an empty history.
+    """
+
+    size: int = pydantic.Field(300, ge=1, le=100_000)
+    quota: int | dict[str, int] = 300
+    history_length: int = pydantic.Field(50, ge=1)
+    recent_years: float = pydantic.Field(3.0, gt=0)
+
+    @pydantic.field_validator("quota")
+    @classmethod
+    def _at_least_one(cls, quota: int | dict[str, int]) -> int | dict[str, int]:
+        values = quota.values() if isinstance(quota, dict) else [quota]
+        if any(value < 1 for value in values):
+            raise ValueError(f"`quota` must be at least 1 for every source. Received: quota={quota}.")
+        return quota
+
+    def quotas(self, sources: Mapping[str, Any]) -> dict[str, int]:
+        """The quota of each source.
+
+        Raises:
+          ShortlistError: if a source has none, or one has a quota that is not a source.
+        """
+        if isinstance(self.quota, int):
+            return dict.fromkeys(sources, self.quota)
+        if set(self.quota) != set(sources):
+            raise ShortlistError(
+                f"`shortlist.quota` must name exactly the sources {', '.join(sources)}. "
+                f"Received: {', '.join(self.quota)}."
+            )
+        return dict(self.quota)
+
+
+def load_index(index: Index) -> Any:
+    """The SavedModel of an `Index`. Keep what it returns for as long as its functions are called."""
+    import tensorflow as tf
+
+    return tf.saved_model.load(str(index / "index"))
+
+
+def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig) -> "Shortlist":
+    """The first stage over `data`'s catalogue: the same object for candidates, evaluation and the served graph.
+
+    Raises:
+      ShortlistError: if a source was not made for this catalogue, or a quota names no source.
+    """
+    from shortlist.models._ranking_features import RankingFeatures
+    from shortlist.models._shortlist import Shortlist
+
+    for index in sources.values():
+        index.refuse_unless_made_from(data.artifact)
+    loaded = {name: load_index(index) for name, index in sources.items()}
+    vectors = {name: s.item_vectors().numpy() for name, s in loaded.items() if hasattr(s, "item_vectors")}
+    catalogue = describe_catalogue(data, config.recent_years)
+    features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length)
+    quota = config.quotas(loaded)
+    return Shortlist(loaded, quota, min(config.size, sum(quota.values())), catalogue.recent_count, features)
+
+
+def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
+    """The catalogue's content, and its counts and times in the part that the encoding was fitted on."""
+    from shortlist.models._ranking_features import Catalogue
+
+    rows = data.rows(*(data.artifact.NAMES if data.state["fitted_on"] == "all" else ("train",)))
+    keep = rows["positive"]
+    items, times = rows["item"][keep], rows["timestamp"][keep]
+    first = np.full(data.num_items, times.max(initial=0))
+    last = np.full(data.num_items, times.min(initial=times.max(initial=0)))
+    np.minimum.at(first, items, times)
+    np.maximum.at(last, items, times)
+    recent = times > times.max(initial=0) - recent_years * YEAR
+    return Catalogue(
+        genres=data.items["genres"],
+        year=data.items["year"],
+        count=np.bincount(items, minlength=data.num_items),
+        recent_count=np.bincount(items[recent], minlength=data.num_items),
+        first_time=first,
+        last_time=last,
+    )
+
+
+def retrieve(score: Callable[..., Any], queries: Queries, k: int, name: str, batch_size: int = 128) -> np.ndarray:
+    """The k best unseen items of every query, int32 `[Q, k]`, 0 where none is left.
+
+    Args:
+      score: a `Query` → scores float32 `[B, I]`.
+      queries: what to ask.
+      k: at least 1.
+      name: of the model, for the bar and the error.
+      batch_size: queries at a time; bounds the memory.
+
+    Raises:
+      ShortlistError: if a score is not a number.
+    """
+    import tensorflow as tf
+
+    from shortlist.models._base import masked_top_k
+
+    parts = []
+    with progress(f"{name}: {queries.split}", len(queries)) as advance:
+        for rows, batch in queries.batches(batch_size):
+            exclude = batch.pop("exclude")
+            scores = score({key: tf.constant(value) for key, value in batch.items()})
+            if bool(tf.reduce_any(tf.math.is_nan(scores))):
+                raise ShortlistError(
+                    f"`{name}` scores items with NaN, so they have no order. Train it with a smaller learning rate or "
+                    f"more regularization. Received: NaN for queries {rows.start} to {rows.stop - 1} of {queries.split}."
+                )
+            parts.append(masked_top_k(scores, k, exclude)[0].numpy())
+            advance(len(exclude))
+    return np.concatenate(parts) if parts else np.zeros((0, k), np.int32)

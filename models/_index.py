@@ -1,0 +1,62 @@
+"""Exact indexes over the whole catalogue, as they are saved and served."""
+
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from shortlist.models._base import QUERY_SPEC, Query, masked_top_k
+
+_RETRIEVE_SPEC = [QUERY_SPEC, tf.TensorSpec([None, None], tf.int32, "exclude"), tf.TensorSpec([], tf.int32, "k")]
+
+
+class BruteForce(tfrs.layers.factorized_top_k.BruteForce):
+    """TFRS's exact index, which here also scores everything at once: what fusion and exclusion need."""
+
+    def scores(self, queries: tf.Tensor) -> tf.Tensor:
+        """Query vectors float32 `[B, D]` → scores float32 `[B, I]`."""
+        return self._compute_score(queries, self._candidates)
+
+
+class Index(tf.Module):
+    """The catalogue under one retriever's `score_items`, with string ids at the exit.
+
+    Args:
+      retriever: a loaded retriever, see the `Model` artifact.
+      ids: item ids, string `[I]`; "" for the reserved rows.
+    """
+
+    def __init__(self, retriever: Any, ids: tf.Tensor):
+        super().__init__(name="index")
+        self.retriever = retriever
+        self.ids = tf.Variable(ids, trainable=False, dtype=tf.string)
+
+    @tf.function(input_signature=[QUERY_SPEC])
+    def scores(self, query: Query) -> tf.Tensor:
+        """Scores float32 `[B, I]`."""
+        return self._scores(query)
+
+    @tf.function(input_signature=_RETRIEVE_SPEC)
+    def retrieve(self, query: Query, exclude: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Item ids string `[B, k]`, "" where none is left, and scores float32 `[B, k]`; `exclude` int32 `[B, E]`."""
+        items, scores = masked_top_k(self._scores(query), k, exclude)
+        return tf.gather(self.ids, items), scores
+
+    def _scores(self, query: Query) -> tf.Tensor:
+        return self.retriever.score_items(query)
+
+
+class FactorizedIndex(Index):
+    """The same for a retriever whose score is a dot product: its item vectors, indexed once."""
+
+    def __init__(self, retriever: Any, ids: tf.Tensor):
+        super().__init__(retriever, ids)
+        self.brute_force = BruteForce().index(retriever.item_vectors())
+
+    @tf.function(input_signature=[])
+    def item_vectors(self) -> tf.Tensor:
+        """Item vectors float32 `[I, D]`."""
+        return tf.convert_to_tensor(self.brute_force._candidates)
+
+    def _scores(self, query: Query) -> tf.Tensor:
+        return self.brute_force.scores(self.retriever.embed_query(query))
