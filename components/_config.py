@@ -1,7 +1,8 @@
 """The base of every configuration, and the one way to turn text into one."""
 
 import difflib
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -28,12 +29,23 @@ def parse(cls: type[C], values: Mapping[str, Any], where: str = "the configurati
     try:
         return cls.model_validate(values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise ShortlistError(_explain(cls, first, where)) from None
+        errors = [e for e in error.errors() if e["loc"][:1] == error.errors()[0]["loc"][:1]]
+        deepest = max(errors, key=lambda e: len(e["loc"]))  # of a union's members, the one that fits best
+        raise ShortlistError(_explain(cls, deepest, _path(deepest, values), where)) from None
 
 
-def _explain(cls: type[pydantic.BaseModel], error: Any, where: str) -> str:
-    path = [str(part) for part in error["loc"]]
+def _path(error: Any, values: Any) -> list[str]:
+    """Where the error is in `values`, without the names by which pydantic tells the members of a union apart."""
+    path = []
+    for number, part in enumerate(error["loc"], 1):
+        absent = error["type"] == "missing" and number == len(error["loc"])
+        if absent or isinstance(part, int) or (isinstance(values, Mapping) and part in values):
+            path.append(str(part))
+            values = None if absent else values[part]
+    return path
+
+
+def _explain(cls: type[pydantic.BaseModel], error: Any, path: list[str], where: str) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
         known = _fields_at(cls, path[:-1])
@@ -43,14 +55,19 @@ def _explain(cls: type[pydantic.BaseModel], error: Any, where: str) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and ("Received" in message or "is not a setting" in message):
         return message if message.startswith("`") else f"`{name}`: {message}" if name else message
-    return f"`{name}` of {where}: {message}. Received: {error['input']!r}."
+    place = f"`{name}` of {where}" if name else where
+    return f"{place}: {message}. Received: {error['input']!r}."
 
 
 def _fields_at(cls: type[pydantic.BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        field = cls.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)):
-            break
-        cls = annotation
+        field = cls.model_fields.get(part)  # none for a key of a dict
+        cls = next(_models(field.annotation), cls) if field else cls
     return list(cls.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models(argument)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shortlist.components._queries import Rows
+from shortlist.components._queries import NO_TIME, Rows
 
 
 class NextItemExamples:
@@ -18,7 +18,7 @@ class NextItemExamples:
     """
 
     def __init__(self, rows: Rows, history_length: int, examples_per_user: int):
-        keep = rows["positive"] & (rows["item"] >= 2)
+        keep = rows["positive"] & (rows["item"] >= 2) & (rows["timestamp"] < NO_TIME)
         self.user, self.item, self.time = rows["user"][keep], rows["item"][keep], rows["timestamp"][keep]
         self.history_length, self.examples_per_user = history_length, examples_per_user
         key = rows["user_key"][keep]

@@ -11,9 +11,12 @@ from functools import cached_property
 import numpy as np
 import pyarrow.parquet as pq
 
+from shortlist import ShortlistError
 from shortlist.components.artifacts import Encoded
 
 Rows = dict[str, np.ndarray]
+NO_TIME = np.iinfo(np.int64).max
+"""The timestamp of a row without one: strictly earlier than nothing, so it is never history."""
 
 
 class EncodedData:
@@ -31,11 +34,12 @@ class EncodedData:
         for name in splits:
             if name not in self._parts:
                 table = pq.read_table(self.artifact / f"{name}.parquet")
-                self._parts[name] = {c: table[c].to_numpy() for c in table.column_names}
+                part = {c: table[c].to_numpy() for c in table.column_names if c != "timestamp"}
+                self._parts[name] = {**part, "timestamp": table["timestamp"].fill_null(NO_TIME).to_numpy()}
         if len(splits) == 1:
             return self._parts[splits[0]]
         joined = {c: np.concatenate([self._parts[s][c] for s in splits]) for c in self._parts[splits[0]]}
-        order = np.argsort(joined["user_key"], kind="stable")  # the splits of a user follow each other in time
+        order = np.lexsort((joined["timestamp"], joined["user_key"]))  # stable: ties stay in the order of the splits
         return {c: values[order] for c, values in joined.items()}
 
     @cached_property
@@ -118,6 +122,9 @@ def build_queries(data: EncodedData, split: str) -> Queries:
     """The queries of every user with a positive in `split`.
 
     A positive weighs its watch time, or where the data has none its rating, or 1 (`weight_source`).
+
+    Raises:
+      ShortlistError: if a user's rows in `split` have no time at all.
     """
     names = data.artifact.NAMES
     target = data.rows(split)
@@ -126,9 +133,15 @@ def build_queries(data: EncodedData, split: str) -> Queries:
     slot = np.full(len(data.users["id"]), -1, np.int32)
     slot[keys] = np.arange(len(keys))
 
-    first = np.full(len(keys), np.iinfo(np.int64).max)
+    first = np.full(len(keys) + 1, NO_TIME)  # the last one stands for all users without a query
     rows = slot[target["user_key"]]
-    np.minimum.at(first, rows[rows >= 0], target["timestamp"][rows >= 0])
+    np.minimum.at(first, rows, target["timestamp"])
+    if timeless := int((first[:-1] == NO_TIME).sum()):
+        raise ShortlistError(
+            f"`timestamp` must be known for a row of every user in {split}, or nothing says what came before it. Give "
+            "the times; without them, splits of ratings serve rating models only. "
+            f"Received: {timeless:,} of {len(keys):,} users without."
+        )
 
     before = data.rows(*names[: names.index(split)])
     row = slot[before["user_key"]]
@@ -140,7 +153,7 @@ def build_queries(data: EncodedData, split: str) -> Queries:
         split=split,
         user_key=keys.astype(np.int32),
         user=data.users["user"][keys],
-        time=first,
+        time=first[:-1],
         history=_ragged(row, history, before["item"], len(keys)),
         history_time=_ragged(row, history, before["timestamp"], len(keys)),
         seen=_ragged(row, seen, before["item"], len(keys)),

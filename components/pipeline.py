@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 import time
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from shortlist import ShortlistError, __version__
 from shortlist.components._config import Config
 from shortlist.components._progress import console
 from shortlist.components.artifacts import LINEAGE, Artifact
+
+_FOLDERS = ("shortlist.components", "shortlist.models", "shortlist.trainers")
 
 Inputs = Artifact | list[Artifact] | dict[str, Artifact]
 
@@ -102,11 +105,13 @@ class Pipeline:
         hints = typing.get_type_hints(component.run)
         needs: list[str] = []
         for name, value in bound.items():
-            for node in value.values() if isinstance(value, Mapping) else [] if value is None else [value]:
-                wanted = _artifact_types(hints[name])
-                if not isinstance(node, Node) or node.type not in wanted:
+            wanted, many = _artifact_types(hints[name]), _takes_dict(hints[name])
+            nodes = list(value.values()) if isinstance(value, Mapping) and many else [] if value is None else [value]
+            for node in nodes:
+                if not isinstance(node, Node) or node.type not in wanted or (node is value and many):
                     raise TypeError(
-                        f"`{name}` of {component.name} takes {' or '.join(t.__name__ for t in wanted)}. "
+                        f"`{name}` of {component.name} takes {'a dict by name of ' if many else ''}"
+                        f"{' or '.join(t.__name__ for t in wanted)}. "
                         f"Received: {getattr(node, 'type', type(node)).__name__}."
                     )
                 needs.append(node.step)
@@ -192,6 +197,7 @@ class Pipeline:
                 "versions": _versions(),
             }
             _sync(partial, json.dumps(lineage, indent=2))
+            (folder / LINEAGE).unlink(missing_ok=True)  # first, so that what is half removed does not look whole
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         console.print(f"  [dim]{'':>6}  {time.time() - started:.1f} s[/dim]", highlight=False)
@@ -203,6 +209,10 @@ def _artifact_types(hint: Any) -> list[type[Artifact]]:
     if isinstance(hint, type) and issubclass(hint, Artifact):
         return [hint]
     return [found for argument in typing.get_args(hint) for found in _artifact_types(argument)]
+
+
+def _takes_dict(hint: Any) -> bool:
+    return any(typing.get_origin(h) is dict for h in (hint, *typing.get_args(hint)))
 
 
 def _flatten(inputs: Mapping[str, Inputs]) -> dict[str, Artifact]:
@@ -268,12 +278,31 @@ def _sources(modules: Sequence[str]) -> dict[str, str]:
     stack = list(modules)
     while stack:
         name = stack.pop()
-        spec = importlib.util.find_spec(name)
-        if name in digests or spec is None or not spec.origin:
+        path = _file(name)
+        if name in digests or path is None:
             continue
-        source = Path(spec.origin).read_bytes()
+        source = path.read_bytes()
         digests[name] = hashlib.sha256(source).hexdigest()[:16]
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("shortlist."):
-                stack.append(node.module)
+        stack += [found for found in _imports(source, name.rpartition(".")[0]) if found.startswith("shortlist.")]
     return digests
+
+
+def _file(module: str) -> Path | None:
+    if module in sys.modules:
+        name = getattr(sys.modules[module], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module)
+        name = spec.origin if spec else None
+    return Path(name) if name else None
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """The modules that a module of `package` imports anywhere; of `from x import y`, y too where x is a folder."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield origin
+            if origin in _FOLDERS:
+                yield from (f"{origin}.{alias.name}" for alias in node.names)

@@ -104,7 +104,7 @@ class Transform(Component):
             out / "users.parquet",
         )
         for name, vocabulary in (("items", items), ("users", users), ("genres", genres)):
-            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in vocabulary.to_pylist()))
+            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in vocabulary.to_pylist()), "utf-8")
         times = fitted["timestamp"].drop_null().to_numpy()
         share = np.linspace(0, 1, self.config.quantiles)
         state = {
@@ -154,7 +154,8 @@ def _positive(part: pa.Table, threshold: float | None) -> pa.ChunkedArray:
     watched = pc.equal(part["event"], "watch")
     if threshold is None:
         return watched
-    return pc.and_(watched, pc.greater_equal(part["rating"].cast(pa.float64()), threshold).fill_null(False))
+    lowest = pa.scalar(threshold, pa.float32())  # as the ratings are: 0.7 as float32 lies below 0.7 as float64
+    return pc.and_(watched, pc.greater_equal(part["rating"], lowest).fill_null(False))
 
 
 def _boundaries(values: np.ndarray, buckets: int) -> list[float]:

@@ -147,7 +147,8 @@ class RankingFeatures(tf.Module):
 
 def _z_score(scores: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
     count = tf.reduce_sum(valid, axis=1, keepdims=True)
-    scores = tf.where(valid > 0, scores, 0.0)
+    high = tf.reduce_max(tf.where(valid > 0, scores, -np.inf), axis=1, keepdims=True)
+    scores = tf.where(valid > 0, scores - high, 0.0)  # scores that are all alike become 0 without rounding
     mean = tf.math.divide_no_nan(tf.reduce_sum(scores, 1, keepdims=True), count)
     centred = (scores - mean) * valid
     deviation = tf.sqrt(tf.math.divide_no_nan(tf.reduce_sum(tf.square(centred), 1, keepdims=True), count))

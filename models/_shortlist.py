@@ -1,7 +1,7 @@
 """The first stage as one graph: several sources, one shortlist without duplicates and without what was seen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,17 @@ from shortlist.models._ranking_features import RankingFeatures
 
 RRF = 60.0
 """The constant of reciprocal rank fusion (Cormack, Clarke and Büttcher 2009)."""
+
+
+class Proposals(NamedTuple):
+    """What the sources say of the whole catalogue: float32 `[B, I]` a source, and in sum.
+
+    `scores`; `ranks` from 1, quota + 1 for what a source does not propose; `fused`, 0 for what no source proposes.
+    """
+
+    scores: list[tf.Tensor]
+    ranks: list[tf.Tensor]
+    fused: tf.Tensor
 
 
 class Shortlist(tf.Module):
@@ -60,6 +71,14 @@ class Shortlist(tf.Module):
           `features` float32 `[B, K, F]`; `ranks` float32 `[B, S, K]`, each source's rank from 1, its quota + 1 for what
           it did not propose; `order` float32 `[B, I]`, a score of the whole catalogue that ranks the shortlist first.
         """
+        proposals = self.propose(query, exclude)
+        items, fused = self.cut(proposals)
+        features, ranks = self.describe(query, proposals, items)
+        order = self.order(proposals)
+        return {"items": items, "fused": fused, "ranks": ranks, "features": features, "order": order}
+
+    def propose(self, query: Query, exclude: tf.Tensor) -> Proposals:
+        """Asks the sources; the arguments are those of a call."""
         scores = self.score_all(query)
         rank_tables, fused = [], tf.zeros_like(scores[0])
         for score, quota in zip(scores, self.quota.values(), strict=True):
@@ -71,23 +90,26 @@ class Shortlist(tf.Module):
             table = tf.tensor_scatter_nd_update(table, where[found], ranks[found])  # [B, I]
             fused = tf.tensor_scatter_nd_add(fused, where[found], 1.0 / (RRF + ranks[found]))
             rank_tables.append(table)
-        proposed = tf.where(fused > 0, fused, -np.inf)
-        items, fused_top = masked_top_k(proposed, self.size)  # [B, K]
-        items = tf.cast(items, tf.int32)
-        ranks = tf.stack([tf.gather(table, items, batch_dims=1) for table in rank_tables], axis=1)  # [B, S, K]
-        values = tf.stack([tf.gather(score, items, batch_dims=1) for score in scores], axis=1)
-        return {
-            "items": items,
-            "fused": fused_top,
-            "ranks": ranks,
-            "features": self.features(query, items, values, ranks),
-            "order": fused + _unit(scores[0]),
-        }
+        return Proposals(scores, rank_tables, fused)
+
+    def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
+        """`items` and `fused` of a call: the K best."""
+        items, fused = masked_top_k(tf.where(proposals.fused > 0, proposals.fused, -np.inf), self.size)  # [B, K]
+        return tf.cast(items, tf.int32), fused
+
+    def describe(self, query: Query, proposals: Proposals, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`features` and `ranks` of a call, of any item rows int32 `[B, K]`, best first; 0 is padding."""
+        ranks = tf.stack([tf.gather(table, items, batch_dims=1) for table in proposals.ranks], axis=1)  # [B, S, K]
+        values = tf.stack([tf.gather(score, items, batch_dims=1) for score in proposals.scores], axis=1)
+        return self.features(query, items, values, ranks), ranks
+
+    @staticmethod
+    def order(proposals: Proposals) -> tf.Tensor:
+        """`order` of a call."""
+        return tf.where(proposals.fused > 0, proposals.fused, _unit(proposals.scores[0]))
 
 
 def _unit(scores: tf.Tensor) -> tf.Tensor:
     """Scores squeezed below the least fused score, so that they only order what no source proposed."""
     low, high = tf.reduce_min(scores, 1, keepdims=True), tf.reduce_max(scores, 1, keepdims=True)
     return tf.math.divide_no_nan(scores - low, high - low) * 1e-6
-
-

@@ -77,11 +77,17 @@ class TwoTower(tfrs.Model):
             ("num_users", num_users, 0),
             ("embedding_dim", embedding_dim, 1),
             ("history_length", history_length, 1),
+            *(("hidden_units", units, 1) for units in hidden_units),
+            ("num_genres", num_genres, 0),
+            ("num_years", num_years, 0),
         ):
             require_integer(name, value, low)
         require(softmax in SOFTMAX, f"`softmax` must be one of {', '.join(SOFTMAX)}.", softmax=softmax)
         require(temperature > 0, "`temperature` must be above 0.", temperature=temperature)
         require(0 <= dropout < 1, "`dropout` must be in [0, 1).", dropout=dropout)
+        ascending = len(time_quantiles) != 1 and bool(np.all(np.diff(time_quantiles) >= 0))
+        rule = "`time_quantiles` must be empty or at least two ascending numbers."
+        require(ascending, rule, time_quantiles=time_quantiles)
         self.num_items, self.num_users, self.embedding_dim = num_items, num_users, embedding_dim
         self.history_length, self.hidden_units, self.softmax = history_length, tuple(hidden_units), softmax
         self.temperature, self.time_quantiles = temperature, tuple(float(q) for q in time_quantiles)
@@ -117,15 +123,27 @@ class TwoTower(tfrs.Model):
         self.built = True
 
     def set_content(self, genres: np.ndarray | None = None, years: np.ndarray | None = None) -> None:
-        """Sets what is known of the items: `genres` float `[I, G]` multi-hot, `years` int `[I]`, a bucket each."""
+        """Sets what is known of the items: `genres` float `[I, G]` multi-hot, `years` int `[I]`, a bucket each.
+
+        Raises:
+          ShortlistError: if they don't fit `num_items`, `num_genres` and `num_years`.
+        """
         if self.genres is not None:
+            rule = f"`genres` must be [I, G] for {self.num_items:,} items and {self.num_genres} genres."
+            require(np.shape(genres) == tuple(self.genres.shape), rule, shape=np.shape(genres))
             self.genres.assign(genres)
         if self.years is not None:
+            rule = f"`years` must be a bucket from 0 to {self.num_years - 1} for each of the {self.num_items:,} items."
+            require(np.shape(years) == (self.num_items,), rule, shape=np.shape(years))
+            low, high = int(np.min(years)), int(np.max(years))
+            require(low >= 0 and high < self.num_years, rule, lowest=low, highest=high)
             self.years.assign(years)
 
     def set_label_counts(self, counts: np.ndarray) -> None:
         """Sets log Q from `counts` `[I]`, how often each item is a label."""
         counts = np.asarray(counts, np.float64)
+        rule = f"`counts` must be one number for each of the {self.num_items:,} items."
+        require(counts.shape == (self.num_items,), rule, shape=counts.shape)
         self.log_q.assign(np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0)))
 
     def embed_query(self, query: Query, training: bool = False) -> tf.Tensor:
@@ -174,14 +192,10 @@ class TwoTower(tfrs.Model):
         """The summed loss of a batch: a `Query` with `label` int32 `[B]`, the item that was watched next."""
         psi, label = self.embed_query(inputs, training=training), inputs["label"]
         if self.softmax == "in_batch":
-            probability = tf.exp(tf.gather(self.log_q, label))
-            return self.task(
-                psi,
-                self.embed_items(label),
-                candidate_sampling_probability=probability,
-                candidate_ids=label,
-                compute_metrics=False,
-            )
+            correction = -tf.gather(self.log_q, label)[:, tf.newaxis]  # as a column: TFRS's own stops at Q = 1e-6
+            psi = tf.pad(psi, [[0, 0], [0, 1]], constant_values=1.0)  # [B, D + 1]
+            vectors = tf.concat([self.embed_items(label), correction], axis=1)
+            return self.task(psi, vectors, candidate_ids=label, compute_metrics=False)
         logits = tf.linalg.matmul(psi, self.item_vectors(), transpose_b=True)  # [B, I]
         logits = tf.concat([tf.fill([tf.shape(logits)[0], FIRST_ID], -1e9), logits[:, FIRST_ID:]], axis=1)
         return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))

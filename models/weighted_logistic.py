@@ -74,13 +74,21 @@ class WeightedLogistic(tf.keras.Model):
         for layer in (*self.hidden, self.logit):
             layer.build((None, width))
             width = layer.units
+        self.mean_loss = tf.keras.metrics.Mean("loss")  # for the logs of `fit`, which know only losses of `compile`
         self.built = True
 
     def adapt(self, features: np.ndarray) -> None:
-        """Fits the normalization to training features, float `[N, F]`."""
+        """Fits the normalization to training features, float `[N, F]`.
+
+        Raises:
+          ShortlistError: if they are not of that shape, or none.
+        """
+        rule = f"`features` must be [N, {self.num_features}], N at least 1."
+        require(np.ndim(features) == 2 and features.shape[1] == self.num_features, rule, shape=np.shape(features))
+        require(len(features) > 0, rule, shape=np.shape(features))
         self.normalization.adapt(features)
-        self.center.assign(features.mean(axis=0))
-        self.scale.assign(np.maximum(features.std(axis=0), 1e-6))
+        self.center.assign(features.mean(axis=0, dtype=np.float64))  # millions of float32 don't add up in float32
+        self.scale.assign(np.maximum(features.std(axis=0, dtype=np.float64), 1e-6))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         standard = tf.clip_by_value((inputs - self.center) / self.scale, -CUT, CUT)
@@ -100,7 +108,9 @@ class WeightedLogistic(tf.keras.Model):
         loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(y, tf.float32), y_pred)
         if sample_weight is not None:
             loss *= tf.cast(sample_weight, tf.float32)
-        return tf.reduce_mean(loss) + tf.add_n([tf.constant(0.0), *self.losses])
+        total = tf.reduce_mean(loss) + tf.add_n([tf.constant(0.0), *self.losses])
+        self.mean_loss.update_state(total, sample_weight=tf.shape(loss)[0])
+        return total
 
     def odds(self, features: tf.Tensor) -> tf.Tensor:
         """exp(z), float32 `[...]`: the order of serving and the estimate of the expected watch time."""

@@ -193,7 +193,7 @@ def shared_timestamps(users: np.ndarray, timestamps: np.ndarray) -> float:
 
 
 def quantile_share(bounds, value):
-    """Where `value` stands among ascending quantiles, in [0, 1]: the middle of those that it equals, else between two."""
+    """Where `value` stands among ascending quantiles, in [0, 1]; where it equals some, the middle of those."""
     last = len(bounds) - 1
     equal = [place for place, bound in enumerate(bounds) if bound == value]
     if equal:
@@ -252,3 +252,130 @@ def in_batch_logits(psi, vectors, labels, log_q):
             if a != b and i == j:
                 logits[a, b] = -np.inf
     return logits
+
+
+def weighted_logits(features, fitted, kernels, num_quantiles):
+    """Logits of `features` [N, F]; `fitted` is what the normalization has seen, `kernels` a list of (kernel, bias)."""
+    fitted = np.asarray(fitted, np.float64)
+    logits = []
+    for row in features:
+        low = np.quantile(fitted, np.linspace(0, 1, num_quantiles), axis=0)
+        share = np.array([quantile_share(low[:, f], value) for f, value in enumerate(row)])
+        standard = [np.clip((v - c.mean()) / max(c.std(), 1e-6), -5, 5) for v, c in zip(row, fitted.T, strict=True)]
+        x = np.concatenate([share, share**2, np.sqrt(share), standard])
+        for place, (kernel, bias) in enumerate(kernels, 1):
+            x = x @ kernel + bias
+            x = x if place == len(kernels) else np.maximum(x, 0)
+        logits.append(x[0])
+    return np.array(logits)
+
+
+def cosine(a, b):
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(np.dot(a, b) / size) if size else 0.0
+
+
+def ranking_features(catalogue, vectors, sources, length, query, items, scores, ranks):
+    """Features by name for one request: `query` a dict without batch, items [K], scores and ranks [S, K].
+
+    `catalogue` has genres, year, count, recent_count, first_time and last_time by item row.
+    """
+    day = 86_400
+    entries = [(i, t) for i, t in zip(query["history"], query["history_time"], strict=True) if i != 0]
+    ever = sum(i >= 2 for i, _ in entries)
+    entries = entries[-length:]
+    known = [i for i, _ in entries if i >= 2]
+    ago = [query["time"] - t for i, t in entries if i >= 2]
+    last = {n: [i for i, _ in entries[-n:] if i >= 2] for n in (1, 3, 10)}
+    unit = [g / max(np.linalg.norm(g), 1e-9) for g in catalogue["genres"]]
+    dated = [catalogue["year"][i] for i in last[10] if catalogue["year"][i] > 0]
+    there = [k for k, i in enumerate(items) if i >= 2]
+    rows = []
+    for k, i in enumerate(items):
+        if i < 2:
+            rows.append(None)
+            continue
+        found = {}
+        for s, source in enumerate(sources):
+            own = scores[s][there]
+            alike = len(set(own)) == 1
+            found[f"score_z:{source}"] = 0.0 if alike else (scores[s][k] - own.mean()) / own.std()
+            found[f"log_rank:{source}"] = np.log1p(ranks[s][k])
+        found["log_fused_rank"] = np.log1p(k)
+        found["log_history"] = np.log1p(ever)
+        found["log_gap"] = np.log1p(max(min(ago), 0) if ago else 1e9)
+        found["log_last_day"] = np.log1p(sum(a <= day for a in ago))
+        found["history_log_count"] = np.mean([np.log1p(catalogue["count"][h]) for h in known]) if known else 0.0
+        for name, table in vectors.items():
+            near = [cosine(table[i], table[h]) for h in known]
+            for n, part in last.items():
+                found[f"cosine_last_{n}:{name}"] = np.mean([cosine(table[i], table[h]) for h in part]) if part else 0.0
+            found[f"cosine_all:{name}"] = np.mean(near) if near else 0.0
+            found[f"cosine_max:{name}"] = max(near) if near else -1.0
+        for name, part in (("genres_last_10", last[10]), ("genres_all", known)):
+            found[name] = cosine(unit[i], sum(unit[h] for h in part)) if part else 0.0
+        year = catalogue["year"][i]
+        difference = year - np.mean(dated) if dated and year > 0 else 0.0
+        found["year_difference"], found["year_distance"] = difference, abs(difference)
+        found["age"] = max(1970 + query["time"] / (365.2425 * day) - year, 0) if year > 0 else -1.0
+        found["since_last_event"] = np.log1p(max(query["time"] - catalogue["last_time"][i], 0) / day)
+        found["since_first_event"] = np.log1p(max(query["time"] - catalogue["first_time"][i], 0) / day)
+        found["log_count"] = np.log1p(catalogue["count"][i])
+        found["log_recent"] = np.log1p(catalogue["recent_count"][i])
+        rows.append(found)
+    names = next(row for row in rows if row)
+    return {name: np.array([row[name] if row else 0.0 for row in rows]) for name in names}
+
+
+def shortlist(scores, quota, size, popularity, history, exclude):
+    """One request: `scores` [S, I], `quota` [S]. Items best first with their fused scores, and ranks by source."""
+    if not any(i >= 2 for i in history):
+        scores = [popularity] * len(scores)
+    ranks = []
+    for own, limit in zip(scores, quota, strict=True):
+        allowed = [i for i in range(2, len(own)) if i not in exclude]
+        best = sorted(allowed, key=lambda i: (-own[i], i))[:limit]
+        ranks.append({i: rank for rank, i in enumerate(best, 1)})
+    fused = {}
+    for own in ranks:
+        for i, rank in own.items():
+            fused[i] = fused.get(i, 0.0) + 1 / (60 + rank)
+    order = sorted(fused, key=lambda i: (-round(fused[i], 9), i))[:size]
+    return order, [fused[i] for i in order], ranks
+
+
+# --- queries and examples -------------------------------------------------------------------------------------------
+
+
+def queries(parts, split, vocabulary):
+    """What each user's query of `split` is. `parts`: rows by split, in order; a row has user, item, timestamp, positive
+    and weight. By user: time, history (item, timestamp), seen, targets (item or "" if unknown, weight)."""
+    names = list(parts)
+    earlier = [row for name in names[: names.index(split)] for row in parts[name]]
+    found = {}
+    for user in sorted({row["user"] for row in parts[split] if row["positive"]}):
+        target = [row for row in parts[split] if row["user"] == user]
+        before = [row for row in earlier if row["user"] == user and row["item"] in vocabulary]
+        first = min(row["timestamp"] for row in target)
+        watched = [row for row in before if row["positive"] and row["timestamp"] < first]
+        found[user] = {
+            "time": first,
+            "history": [(row["item"], row["timestamp"]) for row in sorted(watched, key=lambda row: row["timestamp"])],
+            "seen": sorted(row["item"] for row in before),
+            "targets": [
+                (row["item"] if row["item"] in vocabulary else "", row["weight"]) for row in target if row["positive"]
+            ],
+        }
+    return found
+
+
+def next_item_examples(rows, length):
+    """Every (user, history, times, time, label) of rows in time order; rows have user, item, timestamp, positive."""
+    found = []
+    for row in rows:
+        own = [r for r in rows if r["user"] == row["user"] and r["positive"] and r["timestamp"] < row["timestamp"]]
+        if row["positive"] and own:
+            last = own[-length:]
+            times = tuple(r["timestamp"] for r in last)
+            found.append((row["user"], tuple(r["item"] for r in last), times, row["timestamp"], row["item"]))
+    return found

@@ -22,9 +22,7 @@ INTERACTIONS = pa.schema(
         "watch_time": pa.float32(),
     }
 )
-ITEMS = pa.schema(
-    {"item": pa.string(), "title": pa.string(), "year": pa.int16(), "genres": pa.list_(pa.string())}
-)
+ITEMS = pa.schema({"item": pa.string(), "title": pa.string(), "year": pa.int16(), "genres": pa.list_(pa.string())})
 
 
 def row(user: str, item: str, timestamp: int | None, **other: Any) -> Row:

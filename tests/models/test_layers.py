@@ -54,9 +54,7 @@ def test_powers_by_hand() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=4), st.integers(1, 8), st.integers(0, 3)
-)
+@given(st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=4), st.integers(1, 8), st.integers(0, 3))
 def test_last_n_equals_a_slice(rows: list[list[int]], n: int, padding: int) -> None:
     width = max(map(len, rows)) + padding  # may be 0
     history = np.zeros((len(rows), width), np.int32)

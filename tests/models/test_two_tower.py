@@ -116,7 +116,7 @@ class TestTwoTowerFull(TestTwoTower):
 def test_forward_equals_numpy(arguments: dict[str, Any]) -> None:
     model = made(**arguments)
     w, normalize = weights(model), arguments.get("normalize", False)
-    psi = oracles.two_tower_queries(w, QUERY, model.history_length, 0.5, normalize) if normalize or w else None
+    psi = oracles.two_tower_queries(w, QUERY, model.history_length, 0.5, normalize)
     items = oracles.two_tower_items(w, normalize)
     np.testing.assert_allclose(model.embed_query(tensors()), psi, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.item_vectors(), items, rtol=1e-5, atol=1e-6)
@@ -188,7 +188,7 @@ def test_a_user_id_alone_with_the_full_softmax_is_matrix_factorization() -> None
         expected_loss -= np.log(share[label - 2])
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
     np.testing.assert_allclose(tf.convert_to_tensor(found[0]), expected_p, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found[1], expected_q, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(tf.convert_to_tensor(found[1]), expected_q, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(tf.convert_to_tensor(found[2]), np.zeros((6, 3)))
 
 
@@ -228,8 +228,9 @@ def test_refuses_content_of_another_catalogue() -> None:
         made().set_content(genres=np.zeros((7, 3)))
     assert str(error.value) == "`genres` must be [I, G] for 8 items and 3 genres. Received: shape=(7, 3)."
     with pytest.raises(ShortlistError) as error:
-        made().set_content(years=np.full(8, 4))
-    assert str(error.value) == "`years` must be one bucket from 0 to 3 for each of the 8 items. Received: highest=4."
+        made().set_content(np.zeros((8, 3)), np.array([1, 2, 3, 4] * 2))
+    text = "`years` must be a bucket from 0 to 3 for each of the 8 items. Received: lowest=1, highest=4."
+    assert str(error.value) == text
     with pytest.raises(ShortlistError) as error:
         made().set_label_counts(np.ones(7))
     assert str(error.value) == "`counts` must be one number for each of the 8 items. Received: shape=(7,)."

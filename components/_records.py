@@ -1,0 +1,158 @@
+"""Requests that are recorded with a bundle, chosen from its data, and the page that describes its signatures."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Request = dict[str, Any]
+LARGE = 20_000  # a catalogue above this is not recorded whole
+
+MEANING = {
+    "examples": "serialized `tf.Example`s, see below",
+    "user": "id of the user; an unknown one is served by its history",
+    "history": "ids of what was watched, oldest first; unknown ids are left out; without a known one, the history that "
+    "is stored of the user is used",
+    "history_time": "when each was watched, seconds since 1970; an absent one is the request's time",
+    "time": "of the request, seconds since 1970",
+    "exclude": "ids never to return, beside the history and what is stored of the user",
+    "k": "how many items; 0 or fewer returns none",
+    "candidates": "ids to score; an unknown or absent one scores 0",
+    "item": "id of the item; an unknown one has no neighbours",
+}
+LETTERS = {**dict.fromkeys(MEANING, "[B]"), "history": "[B, L]", "exclude": "[B, E]", "candidates": "[B, C]"}
+OUTPUT = {
+    "items": 'ids, best first; `""` past `count`',
+    "scores": "the higher the better; 0 past `count`",
+    "sources": "the sources that proposed the item, best rank first, joined by `+`; `popularity` where there is no "
+    "history; the first source for what none proposed",
+    "count": "how many items the row has",
+}
+SCORES = {
+    "serving_default": "As `recommend`.",
+    "recommend": "`scores` are the ranker's odds. Past the shortlist the order of the retrieval follows, with −1, −2 "
+    "and so on. Without any history the items come by their recent popularity, unranked, and `scores` are its counts.",
+    "retrieve": "As `recommend`, before ranking: `scores` are those of the fusion, Σ 1 / (60 + rank).",
+    "rank": "`scores` are the ranker's odds, each candidate seen as a member of the request's own shortlist: one that "
+    "is on it scores as in `recommend`. Without any history they are the recent popularity.",
+    "similar_items": "`scores` are the cosines of the items' vectors.",
+}
+
+
+def choose_requests(items: np.ndarray, users: np.ndarray, newest: int, oldest: int) -> list[Request]:
+    """About twenty requests of every kind, the same for the same data.
+
+    `items` and `users` are ids in the order of their vocabularies, at least one each; the times are those of the data.
+    """
+
+    def spread(ids: np.ndarray, count: int) -> list[str]:
+        return [str(ids[i]) for i in np.unique(np.linspace(0, len(ids) - 1, count).astype(int))]
+
+    known, few = spread(users, 8), spread(items, 3)
+    requests: list[Request] = [{"user": user} for user in known[:5]]
+    requests += [
+        {"user": known[-1], "k": 1},
+        {"user": known[0], "k": 50},
+        {"user": known[-1], "exclude": spread(items[:50], 10)},
+        {"user": known[0], "history": few},
+        {"user": "", "history": few[:1]},
+        {"user": "a new user", "history": few},
+        {"user": "a new user", "history": spread(items, 30), "k": 20},
+        {"user": "a new user", "history": few, "history_time": [oldest] * len(few), "time": newest + 3_600},
+        {"user": "", "history": ["an unknown item", *few, "", "another"], "exclude": ["an unknown item", *few]},
+        {"user": "", "history": ["an unknown item"]},
+        {"user": known[-1], "history": ["an unknown item"], "time": oldest},
+        {},
+        {"k": 0},
+        {"k": -7, "history": few},
+    ]
+    if len(items) <= LARGE:
+        requests += [{"user": known[0], "k": len(items) + 5}, {"k": len(items) + 5}]
+    return requests
+
+
+def recorded_inputs(requests: Sequence[Request], items: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """The inputs of every signature for the requests: each alone, and those of common size in one batch."""
+    batch = [r for r in requests if r.get("k", 0) <= 50]
+    groups = [[r] for r in requests] + [batch]
+    offered = [str(items[i]) for i in np.unique(np.linspace(0, len(items) - 1, 12).astype(int))]
+    offered = [*offered, "an unknown item", "", offered[0]]
+    of_items: list[Request] = [{"item": i, "k": r.get("k", -1)} for i, r in zip(offered * 2, requests, strict=False)]
+    return {
+        "serving_default": [{"examples": [{"b64": encode_example(r)} for r in group]} for group in groups],
+        **{name: [_short(group, "exclude", "k") for group in groups] for name in ("recommend", "retrieve")},
+        "rank": [{**_short(group), "candidates": [offered] * len(group)} for group in groups],
+        "similar_items": [
+            {"item": [r["item"] for r in group], "k": [r["k"] for r in group]}
+            for group in [*([r] for r in of_items), [r for r in of_items if r["k"] <= 50]]
+        ],
+    }
+
+
+def _short(group: Sequence[Request], *further: str) -> dict[str, Any]:
+    """The short form of some requests, lists padded with ""."""
+    defaults: dict[str, Any] = {"user": "", "history": [], "time": -1, "exclude": [], "k": -1}
+    inputs = {}
+    for name in ("user", "history", "time", *further):
+        values = [r.get(name, defaults[name]) for r in group]
+        if isinstance(defaults[name], list):
+            width = max(1, *map(len, values))
+            values = [[*v, *[""] * (width - len(v))] for v in values]
+        inputs[name] = values
+    return inputs
+
+
+def encode_example(request: Request) -> str:
+    """A request as a serialized `tf.Example`, in base 64."""
+    import tensorflow as tf
+
+    def feature(value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if values and isinstance(values[0], str):
+            return tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+    features = tf.train.Features(feature={name: feature(value) for name, value in sorted(request.items())})
+    return base64.b64encode(tf.train.Example(features=features).SerializeToString(deterministic=True)).decode()
+
+
+def describe_signatures(
+    signatures: Mapping[str, Callable[..., Any]],
+    example_features: Mapping[str, Any],
+    defaults: Mapping[str, str],
+    ranker_features: Sequence[str],
+    sources: Sequence[str],
+    name: str,
+) -> str:
+    """The bundle's interface as a page, from the signatures themselves."""
+
+    def table(*columns: str) -> list[str]:
+        return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+    served = f"-v DESTINATION/{name}:/models/{name} -e MODEL_NAME={name} tensorflow/serving"
+    lines = [
+        f"# The signatures of `{name}`",
+        "",
+        f"Two stages in one SavedModel: {', '.join(f'`{s}`' for s in sources)} retrieve, a ranker orders. B is the "
+        'batch; `""` (text) and −1 (numbers) mean absent, and pad. Outputs are `[B, M]`, M the largest k of the batch.',
+        "",
+        f"    docker run --rm -p 8501:8501 {served}",
+    ]
+    for signature, function in sorted(signatures.items()):
+        lines += ["", f"## {signature}", "", SCORES[signature]]
+        lines += table("input", "type", "meaning", "default")
+        for n, spec in function.structured_input_signature[1].items():
+            default = defaults.get(n, "none")
+            lines.append(f"| `{n}` | {spec.dtype.name} {LETTERS[n]} | {MEANING[n]} | {default} |")
+        lines += table("output", "type", "meaning")
+        for n, spec in function.structured_outputs.items():
+            letters = "[B]" if n == "count" else "[B, C]" if signature == "rank" else "[B, M]"
+            lines.append(f"| `{n}` | {spec.dtype.name} {letters} | {OUTPUT[n]} |")
+    lines += ["", "## Features of an example", "", "Each may be left out; any other is ignored."]
+    lines += table("feature", "type", "meaning", "default")
+    for n, feature in example_features.items():
+        kind = f"{feature.dtype.name}{'' if hasattr(feature, 'default_value') else ' list'}"
+        lines.append(f"| `{n}` | {kind} | {MEANING[n]} | {defaults[n]} |")
+    lines += ["", "## What the ranker sees", "", ", ".join(f"`{n}`" for n in ranker_features), ""]
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""The bundle: both stages as one SavedModel that TF Serving loads as it is."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydantic
+
+from shortlist import ShortlistError
+from shortlist.components._config import Config, parse
+from shortlist.components._first_stage import ShortlistConfig, build_shortlist
+from shortlist.components._progress import progress
+from shortlist.components._queries import EncodedData
+from shortlist.components._records import choose_requests, describe_signatures, recorded_inputs
+from shortlist.components._replay import RECORDS, answer, fingerprints
+from shortlist.components.artifacts import Bundle, Candidates, Encoded, Index, Model
+from shortlist.components.pipeline import Component
+
+if TYPE_CHECKING:
+    from shortlist.models._bundle import Stored
+
+
+class ExporterConfig(Config):
+    """Settings of `Exporter`.
+
+    Args:
+      name: the model's name in TF Serving.
+      default_k: the k of a request that gives none.
+    """
+
+    name: str = pydantic.Field("shortlist", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    default_k: int = pydantic.Field(10, ge=1, le=10_000)
+
+
+class Exporter(Component):
+    """Puts the sources, the ranker, the vocabularies and what known users did into one SavedModel.
+
+    The first stage is built as for the ranker's training, over the catalogue of `encoded`. With a refit, `encoded` and
+    `sources` know every split, while the ranker was trained and measured on the candidates of sources that didn't.
+    Everything that is known counts as history: a bundle made for serving has no split to keep back.
+    """
+
+    output = Bundle
+
+    def __init__(self, config: ExporterConfig | None = None, name: str = ""):
+        self.config: ExporterConfig = config or ExporterConfig()
+        super().__init__(self.config, name)
+
+    def run(
+        self, out: Path, encoded: Encoded, sources: dict[str, Index], candidates: Candidates, ranker: Model
+    ) -> None:
+        """See `Bundle` for what is written.
+
+        Raises:
+          ShortlistError: if the ranker was trained on other candidates, a source was made for another catalogue, or the
+            first stage does not give the ranker the features that it was trained with.
+        """
+        import tensorflow as tf
+
+        from shortlist.models._bundle import FEATURES, Servable
+
+        ranker.refuse_unless_made_from(candidates)
+        info = candidates.read_json("candidates.json")
+        if list(sources) != info["sources"]:
+            raise ShortlistError(
+                f"`sources` must be those of the candidates, in their order: {', '.join(info['sources'])}. "
+                f"Received: {', '.join(sources)}."
+            )
+        data = EncodedData(encoded)
+        first_stage = build_shortlist(data, sources, parse(ShortlistConfig, info["shortlist"], "the candidates"))
+        if first_stage.features.names != info["feature_names"]:
+            other = sorted(set(first_stage.features.names) ^ set(info["feature_names"]))
+            raise ShortlistError(
+                "`ranker` must be given the features that it was trained with; run the pipeline again, so that the "
+                f"candidates and the sources come from the same settings. Received: a difference in {', '.join(other)}."
+            )
+        rows = data.rows(*Encoded.NAMES)
+        times = rows["timestamp"]
+        newest, oldest = int(times.max(initial=0)), int(times.min(initial=times.max(initial=0)))
+        ids = data.items["id"]
+        with tempfile.TemporaryDirectory() as folder:
+            titles = Path(folder) / "titles.txt"
+            lines = (re.sub(r"[\r\n]+", " ", title) for title in data.items["title"][2:])
+            titles.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            servable = Servable(
+                first_stage,
+                tf.saved_model.load(str(ranker / "serving")),
+                item_file=str(encoded / "items.txt"),
+                user_file=str(encoded / "users.txt"),
+                title_file=str(titles),
+                item_ids=ids.astype(str),
+                stored=store(rows, data.num_users),
+                now=newest,
+                default_k=self.config.default_k,
+            )
+            tf.saved_model.save(servable, str(out / "saved_model"), signatures=servable.interface)
+        signatures = tf.saved_model.load(str(out / "saved_model")).signatures
+        defaults = {
+            **dict.fromkeys(("user", "history", "exclude", "history_time"), "absent"),
+            "time": f"{newest}, the newest of the data",
+            "k": str(self.config.default_k),
+        }
+        page = describe_signatures(
+            signatures, FEATURES, defaults, info["feature_names"], list(sources), self.config.name
+        )
+        (out / "signatures.md").write_text(page, "utf-8")
+        users = data.users["id"][data.users["user"] >= 2]
+        requests = recorded_inputs(choose_requests(ids[2:], users, newest, oldest), ids[2:])
+        self._record(out, signatures, {name: requests[name] for name in signatures})
+
+    def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:
+        """Writes what the saved model answers, in the form of TF Serving's REST requests by columns."""
+        records = []
+        with progress("recorded requests", sum(map(len, inputs.values()))) as advance:
+            for name, requests in inputs.items():
+                for request in requests:
+                    outputs = {key: value.tolist() for key, value in answer(signatures[name], request).items()}
+                    records.append({"signature_name": name, "inputs": request, "outputs": outputs})
+                    advance(1)
+        record = {"files": fingerprints(out), "signatures": sorted(inputs), "requests": records}
+        (out / RECORDS).write_text(json.dumps(record), "utf-8")
+
+
+def store(rows: dict[str, np.ndarray], num_users: int) -> "Stored":
+    """What users of the vocabulary did with known items, by user row, oldest first."""
+    from shortlist.models._bundle import Stored
+
+    keep = (rows["user"] >= 2) & (rows["item"] >= 2)
+    user, time = rows["user"][keep], rows["timestamp"][keep]
+    order = np.lexsort((time, user))  # stable: ties keep the order of the splits
+    splits = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))])
+    return Stored(splits, rows["item"][keep][order], time[order], rows["positive"][keep][order])

@@ -1,0 +1,153 @@
+"""What every trainer does alike: seeds, callbacks, and the form in which a model is saved."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import tensorflow as tf
+
+from shortlist.components._config import Config
+from shortlist.components._first_stage import retrieve
+from shortlist.components._metrics import ranking_metrics
+from shortlist.components._progress import progress
+from shortlist.components._queries import EncodedData, build_queries
+from shortlist.components.artifacts import Encoded
+from shortlist.models._base import QUERY_SPEC
+
+
+class TrainerConfig(Config):
+    """What every trainer has.
+
+    Args:
+      seed: of initial weights, shuffling and sampling.
+      deterministic: only operations that repeat exactly, for the rest of the process.
+      train_on: "train", or "all" to fit a model that is to be served and not measured.
+    """
+
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
+    deterministic: bool = True
+    train_on: str = pydantic.Field("train", pattern="^(train|all)$")
+
+
+def prepare(config: TrainerConfig) -> None:
+    """Makes what follows repeatable."""
+    tf.keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData, dict[str, np.ndarray]]:
+    """The encoded data and the rows to train on."""
+    data = EncodedData(inputs["encoded"])
+    return data, data.rows(*(Encoded.NAMES if config.train_on == "all" else ("train",)))
+
+
+def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items: int) -> tf.SparseTensor:
+    """The positives as a matrix of ones `[U, I]`; repeated watches are one cell, unknown ids none."""
+    keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2)
+    cells = np.unique(np.stack([rows["user"][keep], rows["item"][keep]], axis=1).astype(np.int64), axis=0)
+    return tf.SparseTensor(cells, np.ones(len(cells), np.float32), [num_users, num_items])
+
+
+class Bar(tf.keras.callbacks.Callback):
+    """A progress bar over the epochs."""
+
+    def __init__(self, label: str, epochs: int):
+        super().__init__()
+        self._bar = progress(label, epochs)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._advance = self._bar.__enter__()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._advance(1)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._bar.__exit__(None, None, None)
+
+
+class Validate(tf.keras.callbacks.Callback):
+    """Adds `val_ndcg@10`, measured on `validation` over the full catalogue, to the logs of an epoch.
+
+    Args:
+      rank: gives the ranked items of every validation query, int32 `[Q, K]`.
+      data: the encoded data.
+    """
+
+    def __init__(self, rank: Callable[[], np.ndarray], data: EncodedData):
+        super().__init__()
+        self.rank, self.queries = rank, build_queries(data, "validation")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        targets = self.queries.targets
+        values = ranking_metrics(self.rank(), targets.offsets, targets.values, (10,))["ndcg@10"]
+        if logs is not None:
+            logs["val_ndcg@10"] = float(np.nanmean(values))
+
+
+def callbacks(label: str, epochs: int, workdir: Path, patience: int, validate: Validate | None) -> list[Any]:
+    """The bar, TensorBoard, and early stopping on the validation metric where `patience` is above 0."""
+    found: list[Any] = []
+    if patience and validate is not None:
+        found += [validate]
+        stop = {"monitor": "val_ndcg@10", "mode": "max", "patience": patience, "restore_best_weights": True}
+        found += [tf.keras.callbacks.EarlyStopping(**stop)]
+    return [*found, tf.keras.callbacks.TensorBoard(str(workdir / "logs"), write_graph=False), Bar(label, epochs)]
+
+
+def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) -> Validate | None:
+    """The validation of a retriever, if it is to stop early."""
+    if not patience:
+        return None
+    return Validate(lambda: retrieve(model.score_items, build_queries(data, "validation"), 10, name), data)
+
+
+class _Serving(tf.Module):
+    """A retriever's functions, without its class."""
+
+    def __init__(self, model: Any):
+        super().__init__(name="serving")
+        self.model = model
+
+    @tf.function(input_signature=[QUERY_SPEC])
+    def score_items(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self.model.score_items(query)
+
+
+class _FactorizedServing(_Serving):
+    @tf.function(input_signature=[QUERY_SPEC])
+    def embed_query(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self.model.embed_query(query)
+
+    @tf.function(input_signature=[])
+    def item_vectors(self) -> tf.Tensor:
+        return self.model.item_vectors()
+
+
+def serving(model: Any) -> tf.Module:
+    """What of a retriever is saved for serving."""
+    return _FactorizedServing(model) if hasattr(model, "item_vectors") else _Serving(model)
+
+
+def save(
+    model: Any,
+    module: tf.Module,
+    config: TrainerConfig,
+    workdir: Path,
+    history: Mapping[str, Sequence[float]] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes a `Model` artifact; see there."""
+    model.save(str(workdir / "model.keras"))
+    tf.saved_model.save(module, str(workdir / "serving"))
+    info = {
+        "model": type(model).registered_name,
+        "config": config.model_dump(mode="json"),
+        "trained_on": config.train_on,
+        "history": {key: [float(v) for v in values] for key, values in (history or {}).items()},
+        "notes": list(notes),
+    }
+    (workdir / "model.json").write_text(json.dumps(info, indent=2))

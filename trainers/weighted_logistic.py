@@ -1,0 +1,96 @@
+"""Trains `WeightedLogistic` on the candidates of `rank_train`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import tensorflow as tf
+
+from shortlist import ShortlistError
+from shortlist.components._queries import EncodedData
+from shortlist.components.artifacts import Artifact
+from shortlist.models.weighted_logistic import WeightedLogistic
+from shortlist.trainers._common import TrainerConfig, Validate, callbacks, prepare, save
+
+
+class Config(TrainerConfig):
+    """Settings of the ranker; see the model. `patience` above 0 stops early on `validation`.
+
+    `train_on="all"` adds the candidates of `validation` and `test`, made by sources that saw neither.
+    """
+
+    hidden_units: tuple[int, ...] = (128,)
+    dropout: float = pydantic.Field(0.4, ge=0, lt=1)
+    l2: float = pydantic.Field(0.001, ge=0)
+    learning_rate: float = pydantic.Field(0.002, gt=0)
+    batch_size: int = pydantic.Field(1024, ge=1)
+    epochs: int = pydantic.Field(10, ge=1)
+    weighted: bool = True
+    patience: int = pydantic.Field(0, ge=0)
+
+
+class _Serving(tf.Module):
+    """The ranker's function, without its class."""
+
+    def __init__(self, model: WeightedLogistic):
+        super().__init__(name="serving")
+        self.model = model
+        spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
+        self.score = tf.function(model.odds, input_signature=[spec])
+
+
+def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
+    """Fits the network to what happened among exactly the candidates.
+
+    Raises:
+      ShortlistError: if there is no positive among them.
+    """
+    prepare(config)
+    candidates = inputs["candidates"]
+    info = candidates.read_json("candidates.json")
+    splits = ("rank_train", "validation", "test") if config.train_on == "all" else ("rank_train",)
+    parts = [_examples(candidates / f"{split}.npz", config.weighted) for split in splits]
+    features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if not label.any():
+        raise ShortlistError(
+            "`weighted_logistic` needs positives among the candidates of rank_train. Raise `split.rank_train` or "
+            f"`shortlist.quota`. Received: {len(label):,} candidates, no positive."
+        )
+    model = WeightedLogistic(features.shape[1], config.hidden_units, config.dropout, config.l2)
+    model.adapt(features)
+    steps = -(-len(features) // config.batch_size)
+    schedule = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
+    model.compile(optimizer=tf.keras.optimizers.Adam(schedule))
+    order = np.random.default_rng(config.seed).permutation(len(features))  # fit shuffles again, by its own seed
+    validate = None
+    if config.patience:
+        held = np.load(candidates / "validation.npz")
+        validate = Validate(lambda: rank(model, held["items"], held["features"]), EncodedData(inputs["encoded"]))
+    history = model.fit(
+        features[order],
+        label[order],
+        sample_weight=weight[order],
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        verbose=0,
+        callbacks=callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate),
+    )
+    proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
+    notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
+    save(model, _Serving(model), config, workdir, {"loss": history.history["loss"]}, notes)
+
+
+def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """The candidates `[Q, K]` by the odds, best first."""
+    logits = model.predict(features, batch_size=64, verbose=0)
+    order = np.argsort(np.where(items >= 2, -logits, np.inf), axis=1, kind="stable")
+    return np.take_along_axis(items, order, axis=1)
+
+
+def _examples(path: Path, weighted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with np.load(path) as table:
+        keep = table["items"] >= 2
+        label = table["label"][keep].astype(np.float32)
+        weight = np.where(label > 0, table["weight"][keep], 1.0) if weighted else np.ones_like(label)
+        return table["features"][keep], label, weight.astype(np.float32)
