@@ -13,7 +13,7 @@ if __name__ != "shortlist.components":
         "Import this package as `shortlist.components` (run `pip install -e .` first). Received: `components`."
     )
 
-__all__ = [  # noqa: F822  resolved by __getattr__
+__all__ = [
     "CandidateGenerator",
     "Evaluator",
     "ExampleGen",

@@ -24,7 +24,7 @@ MEANING = {
 LETTERS = {**dict.fromkeys(MEANING, "[B]"), "history": "[B, L]", "exclude": "[B, E]", "candidates": "[B, C]"}
 OUTPUT = {
     "items": 'ids, best first; `""` past `count`',
-    "scores": "the higher the better; 0 past `count`",
+    "scores": "the higher the better; 0 where there is no item",
     "sources": "the sources that proposed the item, best rank first, joined by `+`; `popularity` where there is no "
     "history; the first source for what none proposed",
     "count": "how many items the row has",
@@ -142,13 +142,13 @@ def describe_signatures(
     for signature, function in sorted(signatures.items()):
         lines += ["", f"## {signature}", "", SCORES[signature]]
         lines += table("input", "type", "meaning", "default")
-        for n, spec in function.structured_input_signature[1].items():
-            default = defaults.get(n, "none")
-            lines.append(f"| `{n}` | {spec.dtype.name} {LETTERS[n]} | {MEANING[n]} | {default} |")
+        inputs, outputs = function.structured_input_signature[1], function.structured_outputs
+        for n in sorted(inputs, key=list(MEANING).index):
+            lines.append(f"| `{n}` | {inputs[n].dtype.name} {LETTERS[n]} | {MEANING[n]} | {defaults.get(n, 'none')} |")
         lines += table("output", "type", "meaning")
-        for n, spec in function.structured_outputs.items():
+        for n in sorted(outputs, key=list(OUTPUT).index):
             letters = "[B]" if n == "count" else "[B, C]" if signature == "rank" else "[B, M]"
-            lines.append(f"| `{n}` | {spec.dtype.name} {letters} | {OUTPUT[n]} |")
+            lines.append(f"| `{n}` | {outputs[n].dtype.name} {letters} | {OUTPUT[n]} |")
     lines += ["", "## Features of an example", "", "Each may be left out; any other is ignored."]
     lines += table("feature", "type", "meaning", "default")
     for n, feature in example_features.items():

@@ -57,7 +57,7 @@ class SchemaGen(Component):
         super().__init__(config or SchemaConfig(), name)
 
     def external(self) -> Any:
-        return {table: digest(path, "schema.path") for table, path in self._curated().items()}
+        return {table: digest(path, "schemas.path") for table, path in self._curated().items()}
 
     def run(self, out: Path, statistics: Statistics, examples: Examples) -> None:
         curated = self._curated()
@@ -77,7 +77,7 @@ class SchemaGen(Component):
         if not found or not found.keys() <= set(TABLES):
             names = ", ".join(path.name for path in found.values()) or "no .pbtxt file"
             raise ShortlistError(
-                f"`schema.path` must be a folder that holds {', '.join(f'{t}.pbtxt' for t in TABLES)} or some of them "
+                f"`schemas.path` must be a folder that holds {', '.join(f'{t}.pbtxt' for t in TABLES)} or some of them "
                 f"and no other. Received: {folder} with {names}."
             )
         return found

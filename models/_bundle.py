@@ -16,6 +16,7 @@ FALLBACK = "popularity"
 
 USER = tf.TensorSpec([None], tf.string, "user")
 HISTORY = tf.TensorSpec([None, None], tf.string, "history")
+HISTORY_TIME = tf.TensorSpec([None, None], tf.int64, "history_time")
 EXCLUDE = tf.TensorSpec([None, None], tf.string, "exclude")
 TIME = tf.TensorSpec([None], tf.int64, "time")
 K = tf.TensorSpec([None], tf.int32, "k")
@@ -113,14 +114,13 @@ class Servable(tf.Module):
         lacking = [[0, 0], [0, tf.maximum(width - tf.shape(times)[1], 0)]]
         times = tf.pad(times, lacking, constant_values=ABSENT)[:, :width]
         k = tf.cast(tf.clip_by_value(given["k"], tf.int32.min, tf.int32.max), tf.int32)
-        exclude = given["exclude"].to_tensor("")
-        return self._recommend(self._request(given["user"], history, times, exclude, given["time"], k))
+        return self._recommend(given["user"], history, times, given["exclude"].to_tensor(""), given["time"], k)
 
     @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
     def recommend(
         self, user: tf.Tensor, history: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        return self._recommend(self._request(user, history, _absent(history), exclude, time, k))
+        return self._recommend(user, history, _absent(history), exclude, time, k)
 
     @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
     def retrieve(
@@ -198,7 +198,11 @@ class Servable(tf.Module):
         exclude = tf.concat([rows, self.item_rows(exclude)], axis=1)
         return Request(query, exclude, self._counts(k), tf.reduce_any(keep, axis=1, keepdims=True))
 
-    def _recommend(self, request: Request) -> dict[str, tf.Tensor]:
+    @tf.function(input_signature=[USER, HISTORY, HISTORY_TIME, EXCLUDE, TIME, K], autograph=False)
+    def _recommend(
+        self, user: tf.Tensor, history: tf.Tensor, times: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        request = self._request(user, history, times, exclude, time, k)
         proposals = self.shortlist.propose(request.query, request.exclude)
         items, fused = self.shortlist.cut(proposals)
         odds = self.ranker.score(self.shortlist.describe(request.query, proposals, items)[0])
@@ -211,13 +215,12 @@ class Servable(tf.Module):
         best = tf.gather(items, order, batch_dims=1)
         length = tf.reduce_sum(tf.cast(best >= FIRST_ID, tf.int32), axis=1, keepdims=True)  # [B, 1]
         widest = _widest(request.k)
-        rest = tf.cond(
-            tf.reduce_any(k > length),
-            lambda: masked_top_k(self.shortlist.order(proposals), widest, tf.concat([request.exclude, best], axis=1))[
-                0
-            ],
-            lambda: tf.zeros([tf.shape(k)[0], widest], tf.int32),
-        )
+
+        def following() -> tf.Tensor:
+            return masked_top_k(self.shortlist.order(proposals), widest, tf.concat([request.exclude, best], axis=1))[0]
+
+        nothing = tf.zeros([tf.shape(k)[0], widest], tf.int32)
+        rest = tf.cond(tf.reduce_any(k > length), following, lambda: nothing)
         place = tf.range(widest)  # [M]
         past = place - length  # [B, M]
         column = tf.where(past < 0, place, size + past)

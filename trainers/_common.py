@@ -105,31 +105,21 @@ def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) 
     return Validate(lambda: retrieve(model.score_items, build_queries(data, "validation"), 10, name), data)
 
 
-class _Serving(tf.Module):
-    """A retriever's functions, without its class."""
-
-    def __init__(self, model: Any):
-        super().__init__(name="serving")
-        self.model = model
-
-    @tf.function(input_signature=[QUERY_SPEC])
-    def score_items(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
-        return self.model.score_items(query)
-
-
-class _FactorizedServing(_Serving):
-    @tf.function(input_signature=[QUERY_SPEC])
-    def embed_query(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
-        return self.model.embed_query(query)
-
-    @tf.function(input_signature=[])
-    def item_vectors(self) -> tf.Tensor:
-        return self.model.item_vectors()
-
-
 def serving(model: Any) -> tf.Module:
-    """What of a retriever is saved for serving."""
-    return _FactorizedServing(model) if hasattr(model, "item_vectors") else _Serving(model)
+    """What of a retriever is saved for serving: its functions and variables, without its class."""
+    functions = {"score_items": [QUERY_SPEC]}
+    if hasattr(model, "item_vectors"):
+        functions |= {"embed_query": [QUERY_SPEC], "item_vectors": []}
+    return served({name: (getattr(model, name), spec) for name, spec in functions.items()}, model)
+
+
+def served(functions: Mapping[str, tuple[Callable[..., Any], list[Any]]], model: Any) -> tf.Module:
+    """A module with `functions` (each with its input signature) over the variables of `model`."""
+    module = tf.Module(name="serving")
+    module.state = model.variables
+    for name, (function, spec) in functions.items():
+        setattr(module, name, tf.function(function, input_signature=spec))
+    return module
 
 
 def save(

@@ -11,7 +11,7 @@ from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
 from shortlist.models.weighted_logistic import WeightedLogistic
-from shortlist.trainers._common import TrainerConfig, Validate, callbacks, prepare, save
+from shortlist.trainers._common import TrainerConfig, Validate, callbacks, prepare, save, served
 
 
 class Config(TrainerConfig):
@@ -28,16 +28,6 @@ class Config(TrainerConfig):
     epochs: int = pydantic.Field(10, ge=1)
     weighted: bool = True
     patience: int = pydantic.Field(0, ge=0)
-
-
-class _Serving(tf.Module):
-    """The ranker's function, without its class."""
-
-    def __init__(self, model: WeightedLogistic):
-        super().__init__(name="serving")
-        self.model = model
-        spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
-        self.score = tf.function(model.odds, input_signature=[spec])
 
 
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
@@ -78,7 +68,8 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     )
     proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
     notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
-    save(model, _Serving(model), config, workdir, {"loss": history.history["loss"]}, notes)
+    spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
+    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, {"loss": history.history["loss"]}, notes)
 
 
 def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -1,0 +1,213 @@
+"""The whole pipeline on one screen, and the configuration that it is built from."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import tomllib
+
+from shortlist import ShortlistError
+from shortlist.components._config import Config, parse
+from shortlist.components._first_stage import ShortlistConfig
+from shortlist.components.candidate_generator import CandidateGenerator
+from shortlist.components.evaluator import EvaluationConfig, Evaluator
+from shortlist.components.example_gen import DataConfig, ExampleGen
+from shortlist.components.example_validator import ExampleValidator, ValidatorConfig
+from shortlist.components.exporter import Exporter, ExporterConfig
+from shortlist.components.infra_validator import InfraValidator
+from shortlist.components.pipeline import Node, Pipeline
+from shortlist.components.pusher import Pusher, PusherConfig
+from shortlist.components.retrieval_index import RetrievalIndex
+from shortlist.components.schema_gen import SchemaConfig, SchemaGen
+from shortlist.components.splitter import SplitConfig, Splitter
+from shortlist.components.statistics_gen import StatisticsGen
+from shortlist.components.trainer import Trainer
+from shortlist.components.transform import Transform, TransformConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+RANKER = "weighted_logistic"
+
+
+class ModelConfig(Config):
+    """A model to train: the name of its trainer and the settings that differ from `configs/<model>.toml`."""
+
+    model: str
+    settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class TwoStage(Config):
+    """Settings of the pipeline, a table each for its steps. `sources`, `baselines` and `ranker` name their models.
+
+    Args:
+      workdir: the run's folder.
+      seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
+      refit: train the sources and the ranker again on everything before the export.
+    """
+
+    workdir: Path = Path("runs/demo")
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
+    refit: bool = False
+    data: DataConfig = DataConfig()
+    schemas: SchemaConfig = SchemaConfig()
+    validator: ValidatorConfig = ValidatorConfig()
+    split: SplitConfig = SplitConfig()
+    transform: TransformConfig = TransformConfig()
+    sources: dict[str, ModelConfig] = pydantic.Field(min_length=1)
+    baselines: dict[str, ModelConfig] = pydantic.Field(default_factory=dict)
+    shortlist: ShortlistConfig = ShortlistConfig()
+    ranker: ModelConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    bundle: ExporterConfig = ExporterConfig()
+    push: PusherConfig = PusherConfig()
+
+
+def two_stage(config: TwoStage) -> Pipeline:
+    """Builds the pipeline; `run()` runs it."""
+    p, encoded, baselines = _measured(config)
+    sources = _retrievers(p, config, config.sources, encoded)
+    candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
+    ranker = p.add(_trainer(RANKER, config.ranker, config), encoded, candidates)
+    evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates, ranker)
+    if config.refit:
+        encoded = p.add(Transform(config.transform.model_copy(update={"fit_on": "all"}), "refit"), _splits())
+        sources = _retrievers(p, config, config.sources, encoded, "refit.")
+    bundle = p.add(Exporter(config.bundle), encoded, sources, candidates, ranker)
+    p.add(Pusher(config.push), evaluation, p.add(InfraValidator(), bundle), bundle)
+    return p
+
+
+def retrieval_only(config: TwoStage) -> Pipeline:
+    """Trains and measures the sources alone, each by itself."""
+    p, encoded, baselines = _measured(config)
+    p.add(Evaluator(config.evaluation), encoded, baselines, _retrievers(p, config, config.sources, encoded))
+    return p
+
+
+def _measured(config: TwoStage) -> tuple[Pipeline, Node, dict[str, Node]]:
+    p = Pipeline(config.workdir)
+    examples = p.add(ExampleGen(config.data))
+    schema = p.add(SchemaGen(config.schemas), p.add(StatisticsGen(), examples), examples)
+    anomalies = p.add(ExampleValidator(config.validator), examples, schema)
+    encoded = p.add(Transform(config.transform), p.add(Splitter(config.split), examples, anomalies))
+    return p, encoded, _retrievers(p, config, config.baselines, encoded)
+
+
+def _splits() -> Node:
+    return Node("Splitter", Splitter.output)
+
+
+def _retrievers(
+    p: Pipeline, config: TwoStage, models: Mapping[str, ModelConfig], encoded: Node, prefix: str = ""
+) -> dict[str, Node]:
+    train_on = {"train_on": "all"} if prefix else {}
+    return {
+        name: p.add(
+            RetrievalIndex(prefix + name), p.add(_trainer(prefix + name, model, config, train_on), encoded), encoded
+        )
+        for name, model in models.items()
+    }
+
+
+def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
+    settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
+    module = f"shortlist.trainers.{model.model}"
+    cls = importlib.import_module(module).Config
+    return Trainer(parse(cls, settings, f"{name} ({model.model})"), name, f"{module}:train")
+
+
+def model_names() -> list[str]:
+    """The models that have a trainer."""
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if path.stem != "two_stage")
+
+
+def defaults(model: str) -> dict[str, Any]:
+    """The shipped settings of a model.
+
+    Raises:
+      ShortlistError: for a model that has no trainer.
+    """
+    if model not in model_names():
+        raise ShortlistError(f"`model` must be one of {', '.join(model_names())}. Received: {model!r}.")
+    return tomllib.loads((CONFIGS / f"{model}.toml").read_text())
+
+
+def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TwoStage:
+    """The shipped configuration, changed by a TOML file and then by single settings.
+
+    Args:
+      file: a TOML file with any part of the settings; a table `sources` or `baselines` replaces the shipped one.
+      overrides: values by dotted name, such as `{"sources.wals.embedding_dim": 64}`.
+
+    Raises:
+      ShortlistError: for a file that cannot be read and a setting that does not exist or does not fit.
+    """
+    values = tomllib.loads((CONFIGS / "two_stage.toml").read_text())
+    if file is not None:
+        values = _merge(values, read_toml(file))
+    for name, value in (overrides or {}).items():
+        *tables, last = name.split(".")
+        table = values
+        for part in tables:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
+        table[last] = value
+    for group in ("sources", "baselines"):
+        models = values.get(group, {})
+        values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in models.items()}
+    values["ranker"] = _model(RANKER, values.get("ranker", {}), "ranker")
+    values["evaluation"] = {**values.get("evaluation", {}), "run_seed": values.get("seed", 0)}
+    config = parse(TwoStage, values)
+    for group in (config.sources, config.baselines, {RANKER: config.ranker}):
+        for name, model in group.items():
+            _trainer(name, model, config)
+    return config
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+      ShortlistError: if there is none, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ShortlistError(f"`--config` must be a TOML file: {error}. Received: {file}.") from None
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`["a.b=1", "a.c=x"]` as values; what isn't TOML is text.
+
+    Raises:
+      ShortlistError: for one without an equals sign.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (equals and name.strip()):
+            raise ShortlistError(
+                f"`--set` takes NAME=VALUE, such as sources.wals.embedding_dim=64. Received: {pair!r}."
+            )
+        try:
+            found[name.strip()] = tomllib.loads(f"x = {text}")["x"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = text
+    return found
+
+
+def _model(name: str, spec: Any, where: str) -> dict[str, Any]:
+    if not isinstance(spec, Mapping):
+        raise ShortlistError(f"`{where}` must be a table of settings. Received: {spec!r}.")
+    settings = {key: value for key, value in spec.items() if key != "model"}
+    return {"model": spec.get("model", name), "settings": settings}
+
+
+def _merge(base: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in new.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both and key not in ("sources", "baselines") else value
+    return merged
