@@ -45,7 +45,7 @@ class CandidateGenerator(Component):
         data = EncodedData(encoded)
         first_stage = build_shortlist(data, sources, self.config)
 
-        @tf.function(input_signature=[QUERY_SPEC, tf.TensorSpec([None, None], tf.int32)])
+        @tf.function(input_signature=[QUERY_SPEC, tf.TensorSpec([None, None], tf.int32)], autograph=False)
         def ask(query: dict[str, tf.Tensor], exclude: tf.Tensor) -> dict[str, tf.Tensor]:
             answer = first_stage(query, exclude)
             return {key: answer[key] for key in ("items", "fused", "features")}

@@ -51,12 +51,13 @@ class FactorizedIndex(Index):
 
     def __init__(self, retriever: Any, ids: tf.Tensor):
         super().__init__(retriever, ids)
-        self.brute_force = BruteForce().index(retriever.item_vectors())
+        self.brute_force = self._no_dependency(BruteForce().index(retriever.item_vectors()))
+        self.vectors = self.brute_force._candidates
 
     @tf.function(input_signature=[])
     def item_vectors(self) -> tf.Tensor:
         """Item vectors float32 `[I, D]`."""
-        return tf.convert_to_tensor(self.brute_force._candidates)
+        return tf.convert_to_tensor(self.vectors)
 
     def _scores(self, query: Query) -> tf.Tensor:
         return self.brute_force.scores(self.retriever.embed_query(query))

@@ -1,4 +1,4 @@
-"""A small pipeline up to the bundle, on ratings with a planted taste: users of one half watch the items of that half."""
+"""A small pipeline up to the bundle; half of the users like one half of the items."""
 
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,9 @@ def build(workdir: Path, refit: bool = False) -> dict[str, Artifact]:
 
     def sources(fit_on: str) -> tuple[Any, dict[str, Any]]:
         encoded = pipeline.add(Transform(TransformConfig(fit_on=fit_on), fit_on), given)
-        models = {name: pipeline.add(Retriever(None, f"{name}_{fit_on}"), encoded) for name in ("two_tower", "item_knn")}
+        models = {
+            name: pipeline.add(Retriever(None, f"{name}_{fit_on}"), encoded) for name in ("two_tower", "item_knn")
+        }
         indexes = {n: pipeline.add(RetrievalIndex(f"{n}_{fit_on}"), model, encoded) for n, model in models.items()}
         return encoded, indexes
 

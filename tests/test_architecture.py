@@ -145,7 +145,8 @@ def _holds_contract(path: Path, cls: str) -> bool:
         return False
     source = path.read_text()
     bases = [ast.unparse(b) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ClassDef) for b in n.bases]
-    return any(base.endswith("ModelContract") for base in bases) and bool(re.search(rf"\b{cls}\b", source))
+    held = any(base.endswith(("ModelContract", "TrainableContract")) for base in bases)
+    return held and bool(re.search(rf"\b{cls}\b", source))
 
 
 def test_imports_follow_the_map():

@@ -69,7 +69,9 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
     notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
     spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
-    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, {"loss": history.history["loss"]}, notes)
+    save(
+        model, served({"score": (model.odds, [spec])}, model), config, workdir, {"loss": history.history["loss"]}, notes
+    )
 
 
 def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:

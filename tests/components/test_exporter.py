@@ -1,0 +1,506 @@
+"""The bundle against a loop over the data that it was made from, and what else a server asks of it."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+import serving_data
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortlist import ShortlistError
+from shortlist.components._first_stage import describe_catalogue
+from shortlist.components._queries import EncodedData
+from shortlist.components._records import encode_example
+from shortlist.components.artifacts import Artifact, Candidates, Index, Model
+from shortlist.components.exporter import Exporter, ExporterConfig, store
+from shortlist.models._bundle import Servable
+from shortlist.models._ranking_features import RankingFeatures
+from shortlist.models._shortlist import Shortlist
+
+QUOTA, SIZE, LENGTH = {"two_tower": 5, "item_knn": 6}, 9, 6
+NAMES = list(QUOTA)
+
+
+class Twin:
+    """Answers requests by loops, from the splits and the loaded parts."""
+
+    def __init__(self, served: dict[str, Any]):
+        encoded = served["Transform.train"]
+        self.ids = ["", "", *(encoded / "items.txt").read_text("utf-8").splitlines()]
+        self.row = {item: row for row, item in enumerate(self.ids) if item}
+        users = (encoded / "users.txt").read_text("utf-8").splitlines()
+        parts, _ = serving_data.splits()
+        everything = sorted((r for part in parts.values() for r in part), key=lambda r: r["timestamp"])
+        everything = [r for r in everything if r["item"] in self.row]
+        self.now = max(r["timestamp"] for part in parts.values() for r in part)
+        self.users = {user: row for row, user in enumerate(users, 2)}
+        self.stored: dict[str, Any] = {user: [r for r in everything if r["user"] == user] for user in users}
+        self.popularity = np.zeros(len(self.ids))
+        for r in parts["train"]:
+            self.popularity[self.row[r["item"]]] += r["rating"] >= 2
+        load = lambda step: tf.saved_model.load(str(served[step] / "index"))  # noqa: E731
+        self.sources = {name: load(f"RetrievalIndex.{name}_train") for name in NAMES}
+        self.vectors = {"two_tower": self.sources["two_tower"].item_vectors().numpy()}
+        self.features = RankingFeatures(
+            describe_catalogue(EncodedData(encoded), 3.0), self.vectors, tuple(NAMES), LENGTH
+        )  # its own tests have the loop
+        self.ranker = tf.saved_model.load(str(served["Ranker"] / "serving"))
+
+    def query(self, r: dict[str, Any]) -> tuple[dict[str, Any], set[int]]:
+        time = r.get("time", self.now)
+        times = [*r.get("history_time", []), *[-1] * 99]
+        told = [
+            (self.row[i], time if t == -1 else t)
+            for i, t in zip(r.get("history", []), times, strict=False)
+            if i in self.row
+        ]
+        stored = self.stored.get(r.get("user", ""), [])
+        history = told or [(self.row[e["item"]], e["timestamp"]) for e in stored if e["rating"] >= 2]
+        exclude = {self.row[e["item"]] for e in stored} | {i for i, _ in told}
+        exclude |= {self.row[i] for i in r.get("exclude", []) if i in self.row}
+        user = self.users.get(r.get("user", ""), 1)
+        return {
+            "user": user,
+            "history": [i for i, _ in history],
+            "history_time": [t for _, t in history],
+            "time": time,
+        }, exclude
+
+    def first_stage(self, r: dict[str, Any]) -> SimpleNamespace:
+        query, exclude = self.query(r)
+        dtypes = {"user": tf.int32, "history": tf.int32, "history_time": tf.int64, "time": tf.int64}
+        batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
+        scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
+        items, fused, ranks = oracles.shortlist(
+            scores, QUOTA.values(), SIZE, self.popularity, query["history"], exclude
+        )
+        if not query["history"]:
+            scores = [self.popularity] * 2
+        left = [i for i in range(2, len(self.ids)) if i not in exclude and i not in items]
+        weight = {i: sum(1 / (60 + own[i]) for own in ranks if i in own) for i in left}
+        left.sort(key=lambda i: (-round(weight[i], 9), -scores[0][i] if not weight[i] else 0, i))
+        return SimpleNamespace(
+            query=query, batch=batch, scores=scores, items=items, fused=fused, ranks=ranks, left=left
+        )
+
+    def odds(self, stage: SimpleNamespace, items: list[int]) -> np.ndarray:
+        chosen = [own[items] for own in stage.scores]
+        ranks = [[own.get(i, limit + 1) for i in items] for own, limit in zip(stage.ranks, QUOTA.values(), strict=True)]
+        pair = [tf.constant([table], tf.float32) for table in (chosen, ranks)]
+        features = self.features(stage.batch, tf.constant([items]), *pair)
+        return self.ranker.score(features).numpy()[0]
+
+    def recommend(self, r: dict[str, Any], ranked: bool = True) -> dict[str, list[Any]]:
+        stage = self.first_stage(r)
+        best = list(zip(stage.items, stage.fused, strict=True))
+        if ranked and best and stage.query["history"]:
+            odds = self.odds(stage, stage.items)
+            best = sorted(zip(stage.items, odds, strict=True), key=lambda pair: -pair[1])
+        answer = best + [(i, -1.0 - place) for place, i in enumerate(stage.left)]
+        if not stage.query["history"]:
+            answer = [(i, self.popularity[i]) for i, _ in answer]
+        answer = answer[: max(r.get("k", 10), 0)]
+
+        def proposers(i: int) -> str:
+            own = sorted((ranks[i], s) for s, ranks in enumerate(stage.ranks) if i in ranks)
+            return "+".join(NAMES[s] for _, s in own) or NAMES[0]
+
+        return {
+            "items": [self.ids[i] for i, _ in answer],
+            "scores": [score for _, score in answer],
+            "sources": [proposers(i) if stage.query["history"] else "popularity" for i, _ in answer],
+        }
+
+    def rank(self, r: dict[str, Any], candidates: list[str]) -> list[float]:
+        stage = self.first_stage(r)
+        rows = [self.row.get(i, 0) for i in candidates]
+        if not stage.query["history"]:
+            return [self.popularity[i] if i else 0.0 for i in rows]
+        order = {i: place for place, i in enumerate([*stage.items, *stage.left])}
+        new = {i for i in rows if i and i not in stage.items}
+        # what is excluded comes by the first source, with the items that no source proposes
+        proposed = [i for i in stage.left if any(i in own for own in stage.ranks)]
+        new = sorted(new, key=lambda i: (order[i],) if i in proposed else (99, -stage.scores[0][i], i))
+        items = [*stage.items, *[0] * (SIZE - len(stage.items)), *new]  # what is new comes after a whole shortlist
+        found = dict(zip(items, self.odds(stage, items), strict=True))
+        return [found.get(i, 0.0) for i in rows]
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "known user": {"user": "usér 3"},
+    "known user, the whole catalogue": {"user": "usér 8", "k": 1_000},
+    "known user, exclude": {"user": "usér 5", "exclude": ["映画-8", "not an item", "", "Ärger-9"], "k": 4},
+    "known user, own history": {"user": "usér 5", "history": ["Ärger-1", "映画-9"], "k": 30},
+    "known user, own history of unknown items": {"user": "usér 5", "history": ["nothing"], "k": 3},
+    "new user": {"user": "nobody", "history": ["映画-1", "映画-4"], "k": 20},
+    "new user, gaps": {"history": ["", "映画-1", "nothing", "", "Ärger-2", "映画-4", ""], "k": 7},
+    "new user, time": {"history": ["映画-1"], "time": serving_data.START + 9, "k": 12},
+    "new user, long history": {"history": serving_data.ITEMS[:13], "k": 20},
+    "held-out user": {"user": "held out", "k": 5},
+    "user of the test part": {"user": "only in test", "k": 5},
+    "nothing at all": {"k": 20},
+    "nothing known": {"user": "nobody", "history": ["nothing"], "exclude": serving_data.ITEMS[:4]},
+    "all excluded": {"user": "usér 3", "exclude": [*serving_data.ITEMS, "and one more"]},
+    "all but one excluded": {"history": ["映画-1"], "exclude": serving_data.ITEMS[:-1]},
+    "everything watched": {"history": serving_data.ITEMS, "k": 3},
+    "none wanted": {"user": "usér 3", "k": 0},
+    "fewer than none": {"history": ["映画-1"], "k": -3},
+}
+
+
+@pytest.fixture(scope="module")
+def twin(served: dict[str, Any]) -> Twin:
+    return Twin(served)
+
+
+@pytest.fixture(scope="module")
+def bundle(served: dict[str, Any]) -> Any:
+    """The loaded model; kept, because its functions don't keep it."""
+    return tf.saved_model.load(str(served["Exporter"] / "saved_model"))
+
+
+def short(requests: list[dict[str, Any]], *names: str) -> dict[str, tf.Tensor]:
+    """The inputs of a short form."""
+    columns: dict[str, Any] = {}
+    for name in ("user", "history", "exclude", "time", "k"):
+        if name in names:
+            default = {"user": "", "time": -1, "k": -1}.get(name, [])
+            values = [r.get(name, default) for r in requests]
+            if isinstance(default, list):
+                columns[name] = tf.ragged.constant(values, tf.string, ragged_rank=1).to_tensor("")
+            else:
+                dtype = {"user": tf.string, "time": tf.int64, "k": tf.int32}[name]
+                columns[name] = tf.constant(values, dtype, [len(values)])
+    return columns
+
+
+def call(bundle: Any, signature: str, requests: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    if signature == "serving_default":
+        import base64
+
+        examples = [base64.b64decode(encode_example(r)) for r in requests]
+        inputs = {"examples": tf.constant(examples, tf.string, [len(examples)])}
+    else:
+        inputs = short(requests, "user", "history", "exclude", "time", "k")
+    return {name: value.numpy() for name, value in bundle.signatures[signature](**inputs).items()}
+
+
+def line(answer: dict[str, np.ndarray], row: int = 0) -> dict[str, list[Any]]:
+    """One row of an answer, without padding, which is checked."""
+    count = answer["count"][row]
+    texts = {name: [v.decode() for v in answer[name][row]] for name in ("items", "sources") if name in answer}
+    assert all(set(values[count:]) <= {""} and "" not in values[:count] for values in texts.values())
+    assert not answer["scores"][row, count:].any()
+    assert np.isfinite(answer["scores"]).all()
+    return {**{name: values[:count] for name, values in texts.items()}, "scores": answer["scores"][row, :count]}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("signature", ["recommend", "retrieve", "serving_default"])
+def test_equals_the_loop(twin: Twin, bundle: Any, signature: str, name: str) -> None:
+    request = REQUESTS[name]
+    got = line(call(bundle, signature, [request]))
+    expected = twin.recommend(request, ranked=signature != "retrieve")
+    assert got["items"] == expected["items"]
+    assert got["sources"] == expected["sources"]
+    np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-4)
+    assert len(set(got["items"])) == len(got["items"])
+    assert (np.diff(got["scores"]) <= 0).all()
+
+
+def test_the_cases_reach_what_they_are_for(twin: Twin) -> None:
+    """Ranking changes an order, the tail is reached, some item has one proposer, some both, some none."""
+    answers = {name: twin.recommend(request) for name, request in REQUESTS.items()}
+    whole = answers["known user, the whole catalogue"]
+    assert min(whole["scores"]) < -1
+    assert len(whole["items"]) == 20 - 15
+    sources = {source for answer in answers.values() for source in answer["sources"]}
+    assert sources == {"two_tower", "item_knn", "two_tower+item_knn", "item_knn+two_tower", "popularity"}
+    new = REQUESTS["new user"]
+    assert answers["new user"]["items"] != twin.recommend(new, ranked=False)["items"]
+    assert sorted(answers["new user"]["items"]) == sorted(i for i in serving_data.ITEMS if i not in new["history"])
+    assert [len(answers[name]["items"]) for name in ("all excluded", "all but one excluded")] == [0, 1]
+
+
+@pytest.mark.parametrize("signature", ["recommend", "retrieve", "serving_default"])
+def test_a_batch_answers_each_row_as_alone(bundle: Any, signature: str) -> None:
+    requests = list(REQUESTS.values())
+    together = call(bundle, signature, requests)
+    assert together["items"].shape == (len(requests), 20)  # the largest k, cut to the catalogue
+    for row, request in enumerate(requests):
+        one, other = line(together, row), line(call(bundle, signature, [request]))
+        assert one["items"] == other["items"]
+        np.testing.assert_allclose(one["scores"], other["scores"], rtol=1e-5)
+    nothing = call(bundle, signature, [])
+    assert nothing["items"].shape == (0, 1)
+    assert nothing["count"].shape == (0,)
+
+
+def test_examples_answer_as_the_short_form(bundle: Any) -> None:
+    for requests in ([], [{}], list(REQUESTS.values())[:5]):
+        short_form, examples = call(bundle, "recommend", requests), call(bundle, "serving_default", requests)
+        for name in short_form:
+            np.testing.assert_array_equal(short_form[name], examples[name])
+
+
+def test_a_known_user_is_answered_like_a_new_one_with_that_history(twin: Twin, bundle: Any) -> None:
+    stored = twin.stored["usér 4"]
+    liked = [r for r in stored if r["rating"] >= 2]
+    assert len(liked) < len(stored) == 15
+    new = {
+        "history": [r["item"] for r in liked],
+        "history_time": [r["timestamp"] for r in liked],
+        "exclude": [r["item"] for r in stored],
+    }
+    known, told = (call(bundle, "serving_default", [r]) for r in ({"user": "usér 4"}, new))
+    for name in known:
+        np.testing.assert_array_equal(known[name], told[name])
+
+
+def test_history_times_are_used_and_an_absent_one_is_the_requests(twin: Twin, bundle: Any) -> None:
+    history, time = ["映画-1", "Ärger-3", "映画-4"], twin.now + 500
+    for times in ([time - 90_000_000, time - 40_000, -1], [time - 90_000_000], [5, 6, 7, 8, 9]):
+        request = {"history": history, "history_time": times, "time": time, "k": 6}
+        got = line(call(bundle, "serving_default", [request]))
+        expected = twin.recommend(request)
+        assert got["items"] == expected["items"]
+        np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-4)
+    recent, old = (
+        call(bundle, "serving_default", [{"history": history, "history_time": [t] * 3, "time": time}])["scores"]
+        for t in (-1, 5)
+    )
+    assert np.abs(recent / old - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["known user", "new user", "new user, time", "nothing at all", "nothing known"])
+def test_rank_equals_the_loop(twin: Twin, bundle: Any, name: str) -> None:
+    request = {n: v for n, v in REQUESTS[name].items() if n != "exclude"}
+    shown = twin.recommend(request)["items"][:4]
+    candidates = [
+        serving_data.ITEMS[19],
+        "nothing",
+        *shown,
+        "",
+        serving_data.ITEMS[0],
+        shown[1],
+        serving_data.ITEMS[19],
+    ]
+    inputs = {**short([request], "user", "history", "time"), "candidates": tf.constant([candidates])}
+    got = bundle.signatures["rank"](**inputs)["scores"].numpy()
+    np.testing.assert_allclose(got, [twin.rank(request, candidates)], rtol=1e-4)
+    assert got[0, [1, 6]].tolist() == [0, 0]
+    assert got[0, 3] == got[0, 8]
+
+
+def test_rank_agrees_with_recommend_on_the_shortlist(bundle: Any) -> None:
+    requests = [REQUESTS["known user"], REQUESTS["new user, time"]]
+    answer = call(bundle, "recommend", [{**r, "k": 5} for r in requests])
+    inputs = {**short(requests, "user", "history", "time"), "candidates": tf.constant(answer["items"][:, ::-1])}
+    got = bundle.signatures["rank"](**inputs)["scores"].numpy()
+    np.testing.assert_allclose(got[:, ::-1], answer["scores"], rtol=1e-5)
+    nothing = {**short([], "user", "history", "time"), "candidates": tf.zeros([0, 3], tf.string)}
+    assert bundle.signatures["rank"](**nothing)["scores"].shape == (0, 3)
+
+
+def test_similar_items_are_the_nearest_by_cosine(twin: Twin, bundle: Any) -> None:
+    vectors = twin.vectors["two_tower"]
+    asked = {"映画-3": 4, "Ärger-0": 100, "nothing": 5, "": 5, "映画-7": -1, "映画-8": 0}
+    got = bundle.signatures["similar_items"](item=tf.constant(list(asked)), k=tf.constant(list(asked.values())))
+    got = {name: value.numpy() for name, value in got.items()}
+    assert got["items"].shape == (6, 20)
+    for row, (item, k) in enumerate(asked.items()):
+        own = twin.row.get(item)
+        alike = {i: oracles.cosine(vectors[i], vectors[own]) for i in range(2, 22) if i != own} if own else {}
+        best = sorted(alike, key=lambda i: -alike[i])[: 10 if k == -1 else k]
+        answer = line(got, row)
+        assert answer["items"] == [twin.ids[i] for i in best]
+        np.testing.assert_allclose(answer["scores"], [alike[i] for i in best], rtol=1e-4)
+    nothing = bundle.signatures["similar_items"](item=tf.zeros([0], tf.string), k=tf.zeros([0], tf.int32))
+    assert nothing["items"].shape == (0, 1)
+
+
+def test_unknown_features_are_ignored_and_broken_examples_refused(bundle: Any) -> None:
+    request = {"user": "usér 3", "context_mood": "rainy", "diversity": 7, "impressions": ["a", "b"]}
+    got = call(bundle, "serving_default", [request])
+    np.testing.assert_array_equal(got["items"], call(bundle, "serving_default", [{"user": "usér 3"}])["items"])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Could not parse example input"):
+        bundle.signatures["serving_default"](examples=tf.constant(["not an example"]))
+    for name, value in {"user": 3, "k": "ten", "history_time": "now"}.items():
+        with pytest.raises(tf.errors.InvalidArgumentError, match=f"Key: {name}"):
+            call(bundle, "serving_default", [{name: value}])
+    inputs = short([{"user": "usér 3"}] * 2, "user", "history", "exclude", "time", "k")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`k` must have one row a request"):
+        bundle.signatures["recommend"](**{**inputs, "k": tf.constant([3])})
+
+
+texts = st.sampled_from(["", "nothing", "usér 3", "映画-1", "Ärger-2", "映画-4", "\x00", "a\nb"]) | st.text(max_size=5)
+numbers = st.sampled_from([-(2**63), 2**63 - 1, -1, 0, serving_data.START]) | st.integers(-5, 30)
+examples = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": texts,
+        "history": st.lists(texts, min_size=1, max_size=6),
+        "history_time": st.lists(numbers, min_size=1, max_size=6),
+        "time": numbers,
+        "exclude": st.lists(texts, min_size=1, max_size=6),
+        "k": numbers,
+    },
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(examples, max_size=3))
+def test_any_request_is_answered_with_numbers(bundle: Any, requests: list[dict[str, Any]]) -> None:
+    answer = call(bundle, "serving_default", requests)
+    for row, request in enumerate(requests):
+        got = line(answer, row)
+        refused = {*request.get("history", []), *request.get("exclude", [])}
+        assert not refused & set(got["items"])
+        assert len(got["items"]) <= max(request.get("k", 10), 10 if request.get("k") == -1 else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_answered_or_refused(bundle: Any, data: bytes) -> None:
+    try:
+        answer = bundle.signatures["serving_default"](examples=tf.constant([data]))
+    except (tf.errors.InvalidArgumentError, UnicodeDecodeError):  # of an error's text, which repeats the bytes
+        return
+    assert np.isfinite(answer["scores"]).all()
+
+
+def test_assets_and_ids(served: dict[str, Any], bundle: Any) -> None:
+    assets = served["Exporter"] / "saved_model" / "assets"
+    ids = (assets / "items.txt").read_text("utf-8").splitlines()
+    assert sorted(ids) == sorted(serving_data.ITEMS)
+    assert (assets / "titles.txt").read_text("utf-8").splitlines() == [f"„{item}“ заголовок" for item in ids]
+    answer = call(bundle, "retrieve", [{"k": 20}])
+    assert sorted(i.decode() for i in answer["items"][0]) == sorted(ids)
+
+
+def test_records_answer_for_every_signature(served: dict[str, Any], bundle: Any) -> None:
+    records = served["Exporter"].read_json("requests.json")
+    assert records["signatures"] == sorted(bundle.signatures)
+    by_name = {n: [r for r in records["requests"] if r["signature_name"] == n] for n in records["signatures"]}
+    assert {n: len(found) for n, found in by_name.items()} == dict.fromkeys(records["signatures"], 22)
+    counts = [r["outputs"]["count"][0] for r in by_name["recommend"][:-1]]
+    assert min(counts) == 0
+    assert max(counts) == 20
+    batch = by_name["recommend"][-1]
+    inputs = {n: tf.constant(v, {"k": tf.int32, "time": tf.int64}.get(n)) for n, v in batch["inputs"].items()}
+    got = bundle.signatures["recommend"](**inputs)
+    assert [[i.decode() for i in row] for row in got["items"].numpy()] == batch["outputs"]["items"]
+    kinds = {s for r in by_name["serving_default"] for row in r["outputs"]["sources"] for s in row}
+    assert {"", "popularity", "two_tower"} < kinds
+
+
+def test_the_page_names_every_input_output_and_feature(served: dict[str, Any], bundle: Any) -> None:
+    page = (served["Exporter"] / "signatures.md").read_text("utf-8")
+    for name, function in bundle.signatures.items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for put in (*function.structured_input_signature[1], *function.structured_outputs):
+            assert section.count(f"\n| `{put}` |") == 1, (name, put)
+    features = page.split("\n## Features of an example\n")[1]
+    for feature in ("user", "history", "history_time", "time", "exclude", "k"):
+        assert f"\n| `{feature}` |" in features
+    for feature in served["CandidateGenerator"].read_json("candidates.json")["feature_names"]:
+        assert f"`{feature}`" in features
+    assert "docker run --rm -p 8501:8501 -v DESTINATION/shortlist:/models/shortlist -e MODEL_NAME=shortlist" in page
+
+
+def test_a_refit_serves_what_the_measured_sources_did_not_know(served: dict[str, Any]) -> None:
+    workdir = served["Exporter"].uri.parents[2]
+    again = serving_data.build(workdir, refit=True)
+    assert again["Ranker"] == served["Ranker"]
+    bundle = tf.saved_model.load(str(again["Exporter"] / "saved_model"))
+    answer = line(call(bundle, "recommend", [{"history": ["only in test"], "k": 21}]))
+    assert sorted(answer["items"]) == sorted(serving_data.ITEMS)
+    assert "popularity" not in answer["sources"]
+    user = line(call(bundle, "recommend", [{"user": "only in test", "k": 21}]))
+    assert sorted([*user["items"], serving_data.ITEMS[0]]) == sorted([*serving_data.ITEMS, "only in test"])
+
+
+def run(served: dict[str, Any], out: Path, **changed: Any) -> str:
+    """The refusal of an export with other inputs."""
+    sources = {name: served[f"RetrievalIndex.{name}_train"] for name in NAMES}
+    inputs = {
+        "encoded": served["Transform.train"],
+        "sources": sources,
+        "candidates": served["CandidateGenerator"],
+        "ranker": served["Ranker"],
+        **changed,
+    }
+    with pytest.raises(ShortlistError) as error:
+        Exporter(ExporterConfig()).run(out, **inputs)
+    assert "\n" not in str(error.value)
+    assert not list(out.iterdir())
+    return str(error.value)
+
+
+def changed(artifact: Artifact, folder: Path, **inputs: str) -> Artifact:
+    """A copy whose lineage names other parents."""
+    shutil.copytree(artifact.uri, folder)
+    lineage = artifact.read_json("lineage.json")
+    for name, fingerprint in inputs.items():
+        lineage["inputs"][name]["fingerprint"] = fingerprint
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    return type(artifact)(folder, artifact.fingerprint)
+
+
+def test_refuses_parts_that_do_not_belong_together(served: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    ranker = changed(served["Ranker"], tmp_path / "ranker", candidates="another")
+    assert isinstance(ranker, Model)
+    assert "`ranker` (Model) was not made from" in run(served, out, ranker=ranker)
+    indexes = {name: served[f"RetrievalIndex.{name}_train"] for name in NAMES}
+    other = changed(indexes["item_knn"], tmp_path / "index", encoded="another")
+    assert isinstance(other, Index)
+    assert "`index` (Index) was not made from" in run(served, out, sources={**indexes, "item_knn": other})
+    message = run(served, out, sources=dict(reversed(indexes.items())))
+    assert message == (
+        "`sources` must be those of the candidates, in their order: two_tower, item_knn. Received: item_knn, two_tower."
+    )
+    candidates = changed(served["CandidateGenerator"], tmp_path / "candidates")
+    assert isinstance(candidates, Candidates)
+    info = candidates.read_json("candidates.json")
+    info["feature_names"][3] = "moonlight"
+    (candidates / "candidates.json").write_text(json.dumps(info))
+    message = run(served, out, candidates=candidates)
+    assert message.startswith("`ranker` must be given the features that it was trained with;")
+    assert message.endswith("Received: a difference in log_rank:item_knn, moonlight.")
+
+
+def test_without_item_vectors_there_are_no_similar_items(served: dict[str, Any]) -> None:
+    encoded = served["Transform.train"]
+    data = EncodedData(encoded)
+    features = RankingFeatures(describe_catalogue(data, 3.0), {}, ("item_knn",), LENGTH)
+    source = tf.saved_model.load(str(served["RetrievalIndex.item_knn_train"] / "index"))
+    first_stage = Shortlist({"item_knn": source}, {"item_knn": 3}, 3, np.zeros(data.num_items), features)
+    files = {"item_file": str(encoded / "items.txt"), "user_file": str(encoded / "users.txt")}
+    stored = store(data.rows("train"), data.num_users)
+    servable = Servable(
+        first_stage, None, **files, title_file=files["item_file"], item_ids=data.items["id"], stored=stored, now=0
+    )
+    assert list(servable.interface) == ["serving_default", "recommend", "retrieve", "rank"]
+
+
+def test_store_keeps_known_ids_in_time_order() -> None:
+    rows = {
+        "user": np.array([3, 3, 1, 5, 2, 3, 3], np.int32),
+        "item": np.array([9, 8, 7, 7, 1, 7, 6], np.int32),
+        "timestamp": np.array([30, 10, 5, 5, 5, 20, 10]),
+        "positive": np.array([True, False, True, True, True, True, True]),
+    }
+    stored = store(rows, num_users=6)
+    assert stored.splits.tolist() == [0, 0, 0, 0, 4, 4, 5]
+    assert stored.item.tolist() == [8, 6, 7, 9, 7]
+    assert stored.time.tolist() == [10, 10, 20, 30, 5]
+    assert stored.positive.tolist() == [False, True, True, True, True]
