@@ -130,8 +130,9 @@ def retrieve(score: Callable[..., Any], queries: Queries, k: int, name: str, bat
             scores = score({key: tf.constant(value) for key, value in batch.items()})
             if bool(tf.reduce_any(tf.math.is_nan(scores))):
                 raise ShortlistError(
-                    f"`{name}` scores items with NaN, so they have no order. Train it with a smaller learning rate or "
-                    f"more regularization. Received: NaN for queries {rows.start} to {rows.stop - 1} of {queries.split}."
+                    f"`{name}` scores items with NaN, so they have no order. Train it with a smaller learning rate "
+                    f"or more regularization. Received: NaN among {queries.split}'s queries {rows.start} "
+                    f"to {rows.stop - 1}."
                 )
             parts.append(masked_top_k(scores, k, exclude)[0].numpy())
             advance(len(exclude))

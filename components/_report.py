@@ -54,8 +54,8 @@ def write_report(path: Path, metrics: Mapping[str, Any], source: Mapping[str, An
         f"- Split: `{protocol['strategy']}`, seed {splits['seed']}. {protocol['guarantee']}",
         f"- A positive is {'every watch' if threshold is None else f'a rating of at least {threshold:g}'}.",
         f"- {protocol['users']:,} users with a target, {protocol['users_with_history']:,} of them with a history. "
-        f"{protocol['targets']:,} targets, {protocol['targets_outside_catalogue']:.1%} of them outside the catalogue of "
-        f"{protocol['catalogue']:,} items: they count as misses.",
+        f"{protocol['targets']:,} targets, {protocol['targets_outside_catalogue']:.1%} of them outside the catalogue "
+        f"of {protocol['catalogue']:,} items: they count as misses.",
     ]
     if "positives" in protocol:
         shares = [

@@ -159,8 +159,8 @@ class Candidates(Artifact):
     - `rank_train.npz`, `validation.npz`, `test.npz`: `user_key` int32 `[Q]`, `items` int32 `[Q, K]` (0 = none left),
       `fused` float32 `[Q, K]`, `features` float32 `[Q, K, F]`, `label` bool `[Q, K]`, `weight` float32 `[Q, K]` (what
       a positive weighs, 0 elsewhere).
-    - `candidates.json`: `{"feature_names", "sources", "shortlist": its settings, "weight_from", "positives": {split: n},
-      "not_retrieved": {split: n}}`.
+    - `candidates.json`: `{"feature_names", "sources", "shortlist": its settings, "weight_from", "positives": {split:
+      n}, "not_retrieved": {split: n}}`.
     """
 
     type: ClassVar[str] = "Candidates"

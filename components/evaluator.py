@@ -1,4 +1,4 @@
-"""Measures every system over the full catalogue, and blesses the two-stage order if it is better than what is simpler."""
+"""Measures every system over the full catalogue, and blesses the two-stage order if it beats what is simpler."""
 
 import json
 from collections.abc import Mapping

@@ -130,12 +130,14 @@ class TwoTower(tfrs.Model):
         """
         if self.genres is not None:
             rule = f"`genres` must be [I, G] for {self.num_items:,} items and {self.num_genres} genres."
-            require(np.shape(genres) == tuple(self.genres.shape), rule, shape=np.shape(genres))
+            genres = np.asarray(genres)
+            require(genres.shape == tuple(self.genres.shape), rule, shape=genres.shape)
             self.genres.assign(genres)
         if self.years is not None:
             rule = f"`years` must be a bucket from 0 to {self.num_years - 1} for each of the {self.num_items:,} items."
-            require(np.shape(years) == (self.num_items,), rule, shape=np.shape(years))
-            low, high = int(np.min(years)), int(np.max(years))
+            years = np.asarray(years)
+            require(years.shape == (self.num_items,), rule, shape=years.shape)
+            low, high = int(years.min()), int(years.max())
             require(low >= 0 and high < self.num_years, rule, lowest=low, highest=high)
             self.years.assign(years)
 

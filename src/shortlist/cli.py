@@ -31,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 out = Console(highlight=False)
+wide = Console(highlight=False, width=max(out.width, 118))
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 NOT_BLESSED = 3
 
@@ -92,8 +93,7 @@ def run(
 
     settings = _settings(data, archive_dir, workdir, config, overrides, seed, positive_threshold)
     settings = settings.model_copy(update={"refit": refit or settings.refit})
-    pipeline, done = _execute(two_stage, settings, force)
-    _show_run(settings, pipeline, done)
+    _show_run(settings, _execute(two_stage, settings, force))
 
 
 @app.command()
@@ -122,13 +122,13 @@ def train(
     if model == RANKER:
         changes = {f"ranker.{key}": value for key, value in own.items()}
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
-        pipeline, done = _execute(two_stage, settings, force, until=["Evaluator"])
+        done = _execute(two_stage, settings, force, until=["Evaluator"])
     else:
         changes = {"sources": {model: own}}
         if model in ("item_knn", "popularity"):
             changes["baselines"] = {}
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
-        pipeline, done = _execute(retrieval_only, settings, force)
+        done = _execute(retrieval_only, settings, force)
     _show_metrics(done["Evaluator"].read_json("metrics.json"))
     step = "Trainer.weighted_logistic" if model == RANKER else f"Trainer.{model}"
     out.print(f"\nModel: {done[step].uri / 'model.keras'}")
@@ -233,7 +233,7 @@ def _execute(
     settings: "TwoStage",
     force: list[str] | None,
     until: list[str] = [],  # noqa: B006
-) -> "tuple[Pipeline, dict[str, Artifact]]":
+) -> "dict[str, Artifact]":
     pipeline = build(settings)
     err.print(f"[bold]{settings.data.source}[/bold] → {settings.workdir}")
     done = pipeline.run(until=until, force=force or [])
@@ -245,7 +245,7 @@ def _execute(
     lineage = {step: artifact.lineage for step, artifact in done.items()}
     _publish(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
     err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
-    return pipeline, done
+    return done
 
 
 def _publish(path: Path, text: str) -> None:
@@ -254,10 +254,13 @@ def _publish(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _show_run(settings: "TwoStage", pipeline: "Pipeline", done: "dict[str, Artifact]") -> None:
+def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     metrics = done["Evaluator"].read_json("metrics.json")
     source = done["ExampleGen"].read_json("source.json")
-    out.print(f"\n{source['name']}. Licence: {_escape(source['licence'])} Citation: {_escape(source['citation'])}")
+    out.print(
+        f"\n{source['name']}. Licence: {_escape(source['licence'])} Citation: {_escape(source['citation'])}",
+        soft_wrap=True,
+    )
     _show_metrics(metrics)
     users = done["Transform"] / "users.txt"
     user = users.read_text("utf-8").split("\n")[0]
@@ -282,9 +285,9 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(_escape, row), style="bold" if row[0] == "two_stage" else None)
-    Console(highlight=False, width=max(out.width, 118)).print(table)
+    wide.print(table)
     for c in metrics["comparisons"]:
-        out.print(_escape(comparison(c)))
+        out.print(_escape(comparison(c)), soft_wrap=True)
 
 
 def _show_recommendations(saved_model: Path, run: Path, user: str, history: list[str], k: int) -> None:
@@ -316,7 +319,7 @@ def _show_recommendations(saved_model: Path, run: Path, user: str, history: list
             f"{float(answer['scores'][0][row]):.3f}" if found else "",
             answer["sources"][0].numpy()[row].decode() if found else "",
         )
-    out.print(table)
+    wide.print(table)
 
 
 def _titles(run: Path, user: str) -> tuple[list[str], dict[str, str]]:

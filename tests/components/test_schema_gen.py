@@ -144,6 +144,6 @@ def test_a_folder_without_schemas_is_refused(tmp_path, names):
     with pytest.raises(ShortlistError) as error:
         build(tmp_path, path=folder).run()
     assert str(error.value) == (
-        "`schemas.path` must be a folder that holds interactions.pbtxt, items.pbtxt, users.pbtxt or some of them and no "
-        f"other. Received: {folder} with {names[0] if names else 'no .pbtxt file'}."
+        "`schemas.path` must be a folder that holds interactions.pbtxt, items.pbtxt, users.pbtxt or some of them and "
+        f"no other. Received: {folder} with {names[0] if names else 'no .pbtxt file'}."
     )
