@@ -1,7 +1,7 @@
 """Requests that are recorded with a bundle, chosen from its data, and the page that describes its signatures."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ MEANING = {
     "history_time": "when each was watched, seconds since 1970; an absent one is the request's time",
     "time": "of the request, seconds since 1970",
     "exclude": "ids never to return, beside the history and what is stored of the user",
-    "k": "how many items; 0 or fewer returns none",
+    "k": "how many items, at most the catalogue; 0 returns none",
     "candidates": "ids to score; an unknown or absent one scores 0",
     "item": "id of the item; an unknown one has no neighbours",
 }
@@ -118,7 +118,7 @@ def encode_example(request: Request) -> str:
 
 
 def describe_signatures(
-    signatures: Mapping[str, Callable[..., Any]],
+    signatures: Mapping[str, Any],
     example_features: Mapping[str, Any],
     defaults: Mapping[str, str],
     ranker_features: Sequence[str],

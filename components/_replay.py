@@ -97,7 +97,7 @@ def differences(where: str, expected: dict[str, Any], got: dict[str, Any]) -> li
             found.append(f"{where}: `{name}` has the shape {values.shape} instead of {wanted.shape}.")
             continue
         if values.dtype.kind == "f":
-            bad = ~(np.abs(values - wanted) <= TOLERANCE * np.abs(wanted)) | ~np.isfinite(values)
+            bad = ~(np.isclose(values, wanted, rtol=TOLERANCE, atol=0) & np.isfinite(values))
         else:
             bad = values != wanted
         if bad.any():

@@ -184,8 +184,13 @@ class ModelEvaluation(Artifact):
 
 @dataclass(frozen=True)
 class Bundle(Artifact):
-    """`saved_model/`: the two stages as one SavedModel with string ids; `requests.json`: requests and the answers that
-    it gave when it was made; `signatures.md`: its interface in words."""
+    """What is served.
+
+    - `saved_model/`: the two stages as one SavedModel with string ids; needs nothing but TensorFlow.
+    - `requests.json`: `{"files": {path: {"bytes", "sha256"}}, "signatures": [..], "requests": [{"signature_name",
+      "inputs", "outputs"}]}`: the other files, and requests by columns with the answers when it was made.
+    - `signatures.md`: its interface in words.
+    """
 
     type: ClassVar[str] = "Bundle"
 
@@ -199,6 +204,7 @@ class InfraBlessing(Artifact):
 
 @dataclass(frozen=True)
 class PushedModel(Artifact):
-    """`pushed.json`: `{"pushed": bool, "reasons": [..], "path", "version"}`. The model itself lies at `path`."""
+    """`pushed.json`: `{"pushed": bool, "reasons": [..], "path", "version"}`; once pushed also `"forced": bool` (against
+    the evaluation) and `"serve"`, the commands that serve it. The model itself lies at `path`."""
 
     type: ClassVar[str] = "PushedModel"

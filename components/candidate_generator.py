@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ class CandidateGenerator(Component):
                 for key, shape in empty.items()
             }
             label, weight = label_candidates(queries, table["items"])
-            np.savez(out / f"{split}.npz", user_key=queries.user_key, label=label, weight=weight, **table)
+            arrays: dict[str, Any] = {"user_key": queries.user_key, "label": label, "weight": weight, **table}
+            np.savez(out / f"{split}.npz", **arrays)
             positives[split] = len(queries.targets.values)
             missed[split] = positives[split] - int(label.sum())
         if positives["rank_train"] and positives["rank_train"] == missed["rank_train"]:

@@ -67,7 +67,7 @@ class InfraValidator(Component):
                 timeout=self.config.timeout,
             )
         except subprocess.TimeoutExpired:
-            return [f"it did not answer within {self.config.timeout:g} seconds (`infra.timeout`)."], 0
+            return [f"it did not answer within {self.config.timeout:g} seconds."], 0
         if done.returncode:
             last = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
             return [f"the process that loaded it ended with code {done.returncode}: {last}"], 0

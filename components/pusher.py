@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
@@ -59,11 +60,10 @@ class Pusher(Component):
         infra.refuse_unless_made_from(bundle)
         ranker = bundle.lineage["inputs"]["ranker"]
         evaluation.refuse_unless_made_from(Model(Path(ranker["uri"]), ranker["fingerprint"]))
-        measured, works = (blessing.read_json("blessing.json") for blessing in (evaluation, infra))
-        against = [] if works["blessed"] else [f"The bundle does not work: {r}" for r in works["reasons"]]
+        against = _against("The bundle does not work", infra.read_json("blessing.json"))
         against += [f"The bundle is not what was validated: {r}" for r in read_records(bundle.uri)[1]]
-        doubts = [] if measured["blessed"] else [f"The evaluation does not bless it: {r}" for r in measured["reasons"]]
-        pushed: dict[str, object] = {"pushed": False, "reasons": against + doubts, "path": None, "version": None}
+        doubts = _against("The evaluation does not bless it", evaluation.read_json("blessing.json"))
+        pushed: dict[str, Any] = {"pushed": False, "reasons": against + doubts, "path": None, "version": None}
         if not against and (not doubts or self.config.force):
             home = (self.config.destination or out.parents[2] / "pushed").absolute() / self.config.name
             version = publish(bundle / "saved_model", home, self.config.keep)
@@ -75,6 +75,13 @@ class Pusher(Component):
             ]
             pushed |= {"pushed": True, "path": str(place), "version": version, "forced": bool(doubts), "serve": serve}
         (out / "pushed.json").write_text(json.dumps(pushed, indent=2))
+
+
+def _against(verdict: str, blessing: dict[str, Any]) -> list[str]:
+    """The reasons of what is not blessed, at least one."""
+    if blessing["blessed"]:
+        return []
+    return [f"{verdict}: {reason}" for reason in blessing["reasons"]] or [f"{verdict}."]
 
 
 def publish(model: Path, home: Path, keep: int) -> int:

@@ -95,8 +95,7 @@ def _most_frequent(values: pa.ChunkedArray) -> dict[str, Any]:
     counted = pc.value_counts(values)
     table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
     listed = len(table) if len(table) <= DOMAIN and not pa.types.is_floating(values.type) else _FREQUENT
-    order = pc.select_k_unstable(table, max(listed, 1), [("count", "descending"), ("value", "ascending")])
-    frequent = table.take(order)
+    frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, listed)
     pairs = [list(pair) for pair in zip(frequent["value"].to_pylist(), frequent["count"].to_pylist(), strict=True)]
     return {"distinct": len(table), "most_frequent": pairs}
 

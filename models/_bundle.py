@@ -134,21 +134,19 @@ class Servable(tf.Module):
         input_signature=[USER, HISTORY, TIME, tf.TensorSpec([None, None], tf.string, "candidates")], autograph=False
     )
     def rank(self, user: tf.Tensor, history: tf.Tensor, time: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Scores candidates among the request's own shortlist, so that one of it scores as it does in `recommend`."""
+        """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         _same_batch(user, candidates=candidates)
         request = self._request(user, history, _absent(history), tf.zeros_like(history)[:, :0], time, _absent(time))
         proposals = self.shortlist.propose(request.query, request.exclude)
         rows = self.item_rows(candidates)  # [B, C]
+        best, _ = self.shortlist.cut(proposals)  # [B, K]
+        new = _first(rows, tf.concat([best, rows], axis=1)) == self.shortlist.size + tf.range(tf.shape(rows)[1])
         order = tf.gather(self.shortlist.order(proposals), rows, batch_dims=1)
-        best_first = tf.gather(rows, tf.argsort(order, direction="DESCENDING", stable=True), batch_dims=1)
-        items = tf.concat([self.shortlist.cut(proposals)[0], best_first], axis=1)  # [B, K + C]
-        place = tf.broadcast_to(tf.range(tf.shape(items)[1]), tf.shape(items))
-        batch = tf.broadcast_to(tf.range(tf.shape(items)[0])[:, tf.newaxis], tf.shape(items))
-        first = tf.fill(tf.shape(proposals.fused), tf.shape(items)[1])
-        first = tf.tensor_scatter_nd_min(first, tf.stack([batch, items], axis=-1), place)  # [B, I]
-        once = tf.where(tf.gather(first, items, batch_dims=1) == place, items, 0)
-        features, _ = self.shortlist.describe(request.query, proposals, tf.where(once >= FIRST_ID, once, 0))
-        scores = tf.gather(self.ranker.score(features), tf.gather(first, rows, batch_dims=1), batch_dims=1)
+        order, place = tf.math.top_k(tf.where(new & (rows >= FIRST_ID), order, -np.inf), tf.shape(rows)[1])
+        rest = tf.where(order > -np.inf, tf.gather(rows, place, batch_dims=1), 0)
+        items = tf.concat([best, rest], axis=1)  # [B, K + C]
+        odds = self.ranker.score(self.shortlist.describe(request.query, proposals, items)[0])
+        scores = tf.gather(odds, _first(rows, items), batch_dims=1)
         scores = tf.where(request.known, scores, tf.gather(self.shortlist.popularity, rows))
         return {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
 
@@ -253,6 +251,12 @@ class Servable(tf.Module):
 
 def _absent(like: tf.Tensor) -> tf.Tensor:
     return tf.fill(tf.shape(like), tf.constant(ABSENT, tf.int32 if like.shape.rank == 1 else tf.int64))
+
+
+def _first(items: tf.Tensor, among: tf.Tensor) -> tf.Tensor:
+    """Where each of `items` `[B, C]` first stands in `among` `[B, N]`, int32 `[B, C]`."""
+    same = tf.cast(items[:, :, tf.newaxis] == among[:, tf.newaxis], tf.int32)  # [B, C, N]
+    return tf.argmax(same, axis=-1, output_type=tf.int32)
 
 
 def _widest(k: tf.Tensor) -> tf.Tensor:

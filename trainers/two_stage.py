@@ -155,14 +155,14 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
                 raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
         table[last] = value
     for group in ("sources", "baselines"):
-        models = values.get(group, {})
-        values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in models.items()}
+        named = values.get(group, {}).items()
+        values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
     values["ranker"] = _model(RANKER, values.get("ranker", {}), "ranker")
     values["evaluation"] = {**values.get("evaluation", {}), "run_seed": values.get("seed", 0)}
     config = parse(TwoStage, values)
-    for group in (config.sources, config.baselines, {RANKER: config.ranker}):
-        for name, model in group.items():
-            _trainer(name, model, config)
+    for models in (config.sources, config.baselines, {RANKER: config.ranker}):
+        for name, model in models.items():
+            _trainer(name, model, config)  # refuses settings that don't fit before anything runs
     return config
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -9,7 +10,6 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
-from shortlist.components.artifacts import Artifact
 from shortlist.models.weighted_logistic import WeightedLogistic
 from shortlist.trainers._common import TrainerConfig, Validate, callbacks, prepare, save, served
 
@@ -30,7 +30,7 @@ class Config(TrainerConfig):
     patience: int = pydantic.Field(0, ge=0)
 
 
-def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
+def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     """Fits the network to what happened among exactly the candidates.
 
     Raises:

@@ -1,0 +1,218 @@
+"""Publishing: what is refused, what stays, and that a version is whole or not there."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortlist import ShortlistError
+from shortlist.components import pusher
+from shortlist.components._replay import fingerprints
+from shortlist.components.artifacts import Artifact, Bundle, InfraBlessing, ModelEvaluation
+from shortlist.components.pusher import Pusher, PusherConfig, publish
+
+GOOD = {"blessed": True, "reasons": []}
+
+
+def write(cls: type[Artifact], folder: Path, files: dict[str, str], **inputs: str) -> Any:
+    """An artifact with some files and parents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    made_from = {name: {"type": name, "fingerprint": f, "uri": f"artifacts/{f}"} for name, f in inputs.items()}
+    (folder / "lineage.json").write_text(json.dumps({"inputs": made_from}))
+    return cls(folder, folder.name)
+
+
+class Run:
+    """A run's folder, with a bundle and what was said of it."""
+
+    def __init__(self, workdir: Path, evaluation: dict[str, Any] | None = None, infra: dict[str, Any] | None = None):
+        self.workdir = workdir
+        model = {f"saved_model/{n}": n for n in ("saved_model.pb", "variables/variables.index", "assets/items.txt")}
+        self.bundle = write(Bundle, workdir / "bundle", {**model, "signatures.md": ""}, ranker="ranker")
+        records = {"files": fingerprints(self.bundle.uri), "signatures": [], "requests": []}
+        (self.bundle / "requests.json").write_text(json.dumps(records))
+        files = {"blessing.json": json.dumps(evaluation or GOOD)}
+        self.evaluation = write(ModelEvaluation, workdir / "evaluation", files, ranker="ranker", encoded="encoded")
+        files = {"blessing.json": json.dumps(infra or GOOD)}
+        self.infra = write(InfraBlessing, workdir / "infra", files, bundle="bundle")
+
+    def push(self, **config: Any) -> dict[str, Any]:
+        out = self.workdir / "artifacts" / "Pusher" / "x.partial"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        Pusher(PusherConfig(**config)).run(out, self.evaluation, self.infra, self.bundle)
+        return json.loads((out / "pushed.json").read_text())
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def test_pushes_the_model_as_tensorflow_serving_wants_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a run")
+    home = tmp_path / "a run" / "pushed" / "shortlist"
+    assert run.push() == {
+        "pushed": True,
+        "reasons": [],
+        "path": str(home / "1"),
+        "version": 1,
+        "forced": False,
+        "serve": [
+            f"tensorflow_model_server --rest_api_port=8501 --model_name=shortlist --model_base_path='{home}'",
+            f"docker run --rm -p 8501:8501 -v '{home}':/models/shortlist -e MODEL_NAME=shortlist tensorflow/serving",
+        ],
+    }
+    files = {p.relative_to(home / "1").as_posix(): p.read_text() for p in (home / "1").rglob("*") if p.is_file()}
+    assert files == {n: n for n in ("saved_model.pb", "variables/variables.index", "assets/items.txt")}
+    assert run.push()["version"] == 2
+    assert listed(home) == ["1", "2"]
+
+
+def test_keeps_the_newest_versions_and_whatever_else_lies_there(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    home = tmp_path / "models" / "films"
+    for name in ("3", "007", "10", "9x", "-1", "1.5", "²", "notes", ".partial", ".removed"):
+        (home / name).mkdir(parents=True)
+        (home / name / "file").write_text("")
+    (home / "4").symlink_to(home / "notes")
+    (home / "8").write_text("a file")
+    pushed = run.push(name="films", destination=tmp_path / "models", keep=3)
+    assert pushed["version"] == 11
+    assert listed(home) == sorted(["-1", "1.5", "²", "9x", "notes", "4", "8", "10", "11"])
+    assert (home / "notes" / "file").exists()
+    run.push(name="films", destination=tmp_path / "models", keep=1)
+    assert listed(home) == sorted(["-1", "1.5", "²", "9x", "notes", "4", "8", "12"])
+
+
+DOUBT = {"blessed": False, "reasons": ["not better than popularity."]}
+BROKEN = {"blessed": False, "reasons": ["`saved_model.pb` is missing."]}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "infra", "reasons"),
+    [
+        (DOUBT, GOOD, ["The evaluation does not bless it: not better than popularity."]),
+        (GOOD, BROKEN, ["The bundle does not work: `saved_model.pb` is missing."]),
+        (
+            DOUBT,
+            BROKEN,
+            [
+                "The bundle does not work: `saved_model.pb` is missing.",
+                "The evaluation does not bless it: not better than popularity.",
+            ],
+        ),
+        ({"blessed": False, "reasons": []}, GOOD, ["The evaluation does not bless it."]),
+        (GOOD, {"blessed": False, "reasons": []}, ["The bundle does not work."]),
+    ],
+)
+def test_refuses_what_is_not_blessed_and_keeps_the_last_good_version(
+    tmp_path: Path, evaluation: dict[str, Any], infra: dict[str, Any], reasons: list[str]
+) -> None:
+    Run(tmp_path).push(keep=1)
+    pushed = Run(tmp_path, evaluation, infra).push(keep=1)
+    assert pushed == {"pushed": False, "reasons": reasons, "path": None, "version": None}
+    assert listed(tmp_path / "pushed" / "shortlist") == ["1"]
+
+
+def test_force_overrules_the_evaluation_only_and_marks_it(tmp_path: Path) -> None:
+    pushed = Run(tmp_path, evaluation=DOUBT).push(force=True)
+    assert pushed["pushed"] is pushed["forced"] is True
+    assert pushed["reasons"] == ["The evaluation does not bless it: not better than popularity."]
+    assert Run(tmp_path).push(force=True)["forced"] is False
+    assert Run(tmp_path, DOUBT, BROKEN).push(force=True)["pushed"] is False
+    assert listed(tmp_path / "pushed" / "shortlist") == ["1", "2"]
+
+
+def test_refuses_a_bundle_that_was_broken_after_it_was_validated(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (run.bundle / "saved_model" / "assets" / "items.txt").unlink()
+    pushed = run.push(force=True)
+    assert pushed["reasons"] == ["The bundle is not what was validated: `saved_model/assets/items.txt` is missing."]
+    assert pushed["pushed"] is False
+    assert not (tmp_path / "pushed").exists()
+
+
+def test_refuses_the_blessings_of_another_model(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.infra = write(InfraBlessing, tmp_path / "other", {"blessing.json": json.dumps(GOOD)}, bundle="another")
+    with pytest.raises(ShortlistError, match=r"`other` .InfraBlessing. was not made from `bundle` .Bundle."):
+        run.push()
+    run = Run(tmp_path)
+    run.evaluation = write(ModelEvaluation, tmp_path / "other", {"blessing.json": json.dumps(GOOD)}, ranker="another")
+    with pytest.raises(ShortlistError, match=r"`other` .ModelEvaluation. was not made from `ranker` .Model."):
+        run.push(force=True)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "-v"])
+def test_refuses_a_name_that_is_no_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        PusherConfig(name=name)
+
+
+def test_a_full_disk_leaves_the_last_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.push(keep=1)
+
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "saved_model.pb").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pusher.shutil, "copytree", full)
+        with pytest.raises(ShortlistError) as error:
+            run.push(keep=1)
+    assert str(error.value) == (
+        "`push.destination` must be a folder that can be written: No space left on device. The last version is "
+        f"untouched; free some space or give another. Received: {tmp_path / 'pushed'}."
+    )
+    assert listed(tmp_path / "pushed" / "shortlist") == ["1"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShortlistError, match=r"`push.destination` must be a folder that can be written: Not a dir"):
+        run.push(destination=tmp_path / "file" / "models")
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from shortlist.components.pusher import publish
+model, home = map(Path, sys.argv[1:])
+print("ready", flush=True)
+while True:
+    publish(model, home, keep=2)
+"""
+
+
+def test_killed_at_any_moment_the_newest_version_is_whole(tmp_path: Path) -> None:
+    model, home = tmp_path / "model", tmp_path / "home"
+    expected = {f"part {n}": str(n) * 100_000 for n in range(8)}
+    write(Artifact, model, expected)
+    (model / "lineage.json").unlink()
+    rng, newest = random.Random(0), 0
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", PUBLISH, str(model), str(home)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(rng.uniform(0.02, 0.4))
+            process.kill()
+        found = pusher.versions(home)
+        for version in found.values():
+            assert {path.name: path.read_text() for path in version.iterdir()} == expected
+        assert max(found, default=0) >= newest
+        newest = max(found, default=0)
+    assert newest >= 3
+    assert publish(model, home, keep=1) == newest + 1
+    assert listed(home) == [str(newest + 1)]
