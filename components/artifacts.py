@@ -143,7 +143,7 @@ class Model(Artifact):
 
 @dataclass(frozen=True)
 class Index(Artifact):
-    """`index/`: a SavedModel that answers for one retriever over the whole catalogue.
+    """`model.json`, that of the `Model`, and `index/`, a SavedModel that answers for one retriever over all items.
 
     `scores(query)` float32 `[B, I]`; `retrieve(query, exclude [B, E], k)` item ids string `[B, k]` and scores. A
     factorized model is held as TFRS `BruteForce`, and `item_vectors()` returns its float32 `[I, D]`.

@@ -62,16 +62,17 @@ class CandidateGenerator(Component):
                     parts.append({key: value.numpy() for key, value in answer.items()})
                     advance(len(exclude))
             size, width = first_stage.size, len(first_stage.features.names)
-            empty = {"items": (0, size), "fused": (0, size), "features": (0, size, width)}
-            table = {
-                key: np.concatenate([p[key] for p in parts]) if parts else np.zeros(shape, np.float32)
-                for key, shape in empty.items()
+            none = {
+                "items": np.zeros((0, size), np.int32),
+                "fused": np.zeros((0, size), np.float32),
+                "features": np.zeros((0, size, width), np.float32),
             }
-            label, weight = label_candidates(queries, table["items"])
+            table = {key: np.concatenate([empty, *(p[key] for p in parts)]) for key, empty in none.items()}
+            label, weight, retrieved = label_candidates(queries, table["items"])
             arrays: dict[str, Any] = {"user_key": queries.user_key, "label": label, "weight": weight, **table}
             np.savez(out / f"{split}.npz", **arrays)
             positives[split] = len(queries.targets.values)
-            missed[split] = positives[split] - int(label.sum())
+            missed[split] = positives[split] - retrieved
         if positives["rank_train"] and positives["rank_train"] == missed["rank_train"]:
             raise ShortlistError(
                 "`shortlist` holds no positive of rank_train, so there is nothing to learn a ranking from. Raise "
@@ -89,18 +90,21 @@ class CandidateGenerator(Component):
         (out / "candidates.json").write_text(json.dumps(info, indent=2))
 
 
-def label_candidates(queries: Queries, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which candidates `[Q, K]` are targets of their query, and what each such positive weighs (0 elsewhere).
+def label_candidates(queries: Queries, items: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which candidates `[Q, K]` are targets of their query, what each such positive weighs (0 elsewhere), and how many
+    targets are among the candidates.
 
-    A target that occurs more than once in a split weighs what its first occurrence does.
+    A target that occurs more than once in a split weighs what its first occurrence does, and counts as often.
     """
     items = items.astype(np.int64)
-    width = int(max(items.max(initial=0), queries.targets.values.max(initial=0))) + 1
+    targets = queries.targets.values
+    width = int(max(items.max(initial=0), targets.max(initial=0))) + 1
     owner = np.repeat(np.arange(len(queries)), np.diff(queries.targets.offsets))
-    keys, first = np.unique(owner * width + queries.targets.values, return_index=True)
+    keys, first, times = np.unique(owner * width + targets, return_index=True, return_counts=True)
     wanted = np.arange(len(queries))[:, np.newaxis] * width + items  # [Q, K]
     if not len(keys):
-        return np.zeros(items.shape, bool), np.zeros(items.shape, np.float32)
+        return np.zeros(items.shape, bool), np.zeros(items.shape, np.float32), 0
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     label = (keys[place] == wanted) & (items >= 2)
-    return label, np.where(label, queries.target_weight.values[first][place], 0).astype(np.float32)
+    weight = np.where(label, queries.target_weight.values[first][place], 0).astype(np.float32)
+    return label, weight, int(times[place][label].sum())

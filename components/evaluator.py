@@ -101,8 +101,11 @@ class Evaluator(Component):
                 f"`evaluation.split` must have a positive. Received: {self.config.split}, which has none. Give it a "
                 f"share, such as --set split.{self.config.split}=0.1."
             )
+        splits = {split: None for split in splits if len(queries[split])}  # a split may have no validation
         depth = max(*self.config.cutoffs, 10)
-        ranked = {split: self._rank(q, depth, systems, candidates, ranker) for split, q in queries.items()}
+        ranked = {
+            split: self._rank(q, depth, systems, candidates, ranker) for split, q in ((s, queries[s]) for s in splits)
+        }
         values = {
             split: {name: self._measure(items, queries[split]) for name, items in lists.items()}
             for split, lists in ranked.items()
@@ -117,7 +120,7 @@ class Evaluator(Component):
             "reasons": reasons,
             "systems": self._summary(values[self.config.split], ranked[self.config.split], data.num_items - 2),
             "comparisons": comparisons,
-            "protocol": _protocol(data, queries[self.config.split], candidates, ranker),
+            "protocol": _protocol(data, queries[self.config.split], sources, candidates, ranker),
         }
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
         blessing = {"blessed": blessed, "reasons": reasons, "comparisons": comparisons}
@@ -199,7 +202,13 @@ class Evaluator(Component):
         if not ranked:
             return False, ["There is no ranker, so there is nothing to bless."]
         deciding = [c for c in comparisons if c["split"] == "validation" and c["system"] == TWO_STAGE]
+        if not deciding:
+            return False, ["There is no positive in validation, which decides. Give it a share: split.validation."]
         reasons = [
+            "There is no `baselines.popularity` to be compared with."
+            for _ in [0]
+            if "popularity" not in [c["against"] for c in deciding]
+        ] + [
             f"NDCG@10 on validation is not above that of {c['against']}: {c['difference']:+.4f} "
             f"[{c['low']:+.4f}, {c['high']:+.4f}], {c['users']} users."
             for c in deciding
@@ -232,7 +241,11 @@ def rank_candidates(ranker: Model, items: np.ndarray, features: np.ndarray, batc
 
 
 def _protocol(
-    data: EncodedData, queries: Queries, candidates: Candidates | None, ranker: Model | None
+    data: EncodedData,
+    queries: Queries,
+    sources: Mapping[str, Index],
+    candidates: Candidates | None,
+    ranker: Model | None,
 ) -> dict[str, Any]:
     """What a reader has to know to trust the figures."""
     splits = data.artifact.read_json("splits.json")
@@ -250,8 +263,8 @@ def _protocol(
     if candidates is not None:
         info = candidates.read_json("candidates.json")
         found |= {key: info[key] for key in ("weight_from", "positives", "not_retrieved")}
-    if ranker is not None:
-        found["notes"] = ranker.read_json("model.json")["notes"]
+    models = [*sources.values(), *([] if ranker is None else [ranker])]
+    found["notes"] = [note for model in models for note in model.read_json("model.json")["notes"]]
     return found
 
 

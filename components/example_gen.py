@@ -131,6 +131,6 @@ class ExampleGen(Component):
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
         (out / "source.json").write_text(json.dumps(source, indent=2, ensure_ascii=False))
-        console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False)
-        console.print(f"          licence: {about['licence']}", style="dim", highlight=False)
-        console.print(f"          cite: {about['citation']}", style="dim", highlight=False)
+        console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False, markup=False)
+        console.print(f"          licence: {about['licence']}", style="dim", highlight=False, markup=False)
+        console.print(f"          cite: {about['citation']}", style="dim", highlight=False, markup=False)

@@ -1,5 +1,6 @@
 """The catalogue of one retriever, indexed."""
 
+import shutil
 from pathlib import Path
 
 from shortlist.components._queries import EncodedData
@@ -32,6 +33,7 @@ class RetrievalIndex(Component):
         cls = FactorizedIndex if hasattr(retriever, "item_vectors") else ScoredIndex
         index = cls(retriever, tf.constant(ids))
         tf.saved_model.save(index, str(out / "index"))
+        shutil.copy(model / "model.json", out / "model.json")
 
     def modules(self) -> list[str]:
         return [*super().modules(), "shortlist.models._index"]

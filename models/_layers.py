@@ -42,8 +42,9 @@ class QuantileNormalization(tf.keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
         bounds = tf.convert_to_tensor(self.boundaries)
-        left = tf.searchsorted(bounds, values, side="left")
-        right = tf.searchsorted(bounds, values, side="right")
+        slack = 1e-6 * (1.0 + tf.abs(values))  # a tie is one, whatever the rounding of the batch it was computed in
+        left = tf.searchsorted(bounds, values - slack, side="left")
+        right = tf.searchsorted(bounds, values + slack, side="right")
         last = self.num_quantiles - 1
         low = tf.clip_by_value(right - 1, 0, last)
         high = tf.clip_by_value(right, 0, last)

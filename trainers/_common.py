@@ -133,6 +133,8 @@ def save(
     """Writes a `Model` artifact; see there."""
     model.save(str(workdir / "model.keras"))
     tf.saved_model.save(module, str(workdir / "serving"))
+    if getattr(config, "patience", 0):
+        notes = [*notes, f"Rows of validation chose the epoch of {type(model).registered_name} (patience)."]
     info = {
         "model": type(model).registered_name,
         "config": config.model_dump(mode="json"),

