@@ -94,6 +94,8 @@ class Evaluator(Component):
         if candidates is not None:
             candidates.refuse_unless_made_from(encoded, *sources.values())
         systems = {**baselines, **sources}
+        for index in systems.values():
+            index.refuse_unless_made_from(encoded)
         splits = dict.fromkeys((self.config.split, "validation") if ranker is not None else (self.config.split,))
         queries = {split: build_queries(data, split) for split in splits}
         if not len(queries[self.config.split]):
@@ -101,16 +103,13 @@ class Evaluator(Component):
                 f"`evaluation.split` must have a positive. Received: {self.config.split}, which has none. Give it a "
                 f"share, such as --set split.{self.config.split}=0.1."
             )
-        splits = {split: None for split in splits if len(queries[split])}  # a split may have no validation
         depth = max(*self.config.cutoffs, 10)
-        ranked = {
-            split: self._rank(q, depth, systems, candidates, ranker) for split, q in ((s, queries[s]) for s in splits)
-        }
+        ranked = {split: self._rank(q, depth, systems, candidates, ranker) for split, q in queries.items() if len(q)}
         values = {
             split: {name: self._measure(items, queries[split]) for name, items in lists.items()}
             for split, lists in ranked.items()
         }
-        comparisons = [c for split in splits for c in self._compare(split, values[split], baselines, sources)]
+        comparisons = [c for split in ranked for c in self._compare(split, values[split], baselines, sources)]
         blessed, reasons = self._bless(comparisons, ranker is not None)
         metrics = {
             "data": encoded.read_json("source.json").get("source"),
@@ -205,15 +204,13 @@ class Evaluator(Component):
         if not deciding:
             return False, ["There is no positive in validation, which decides. Give it a share: split.validation."]
         reasons = [
-            "There is no `baselines.popularity` to be compared with."
-            for _ in [0]
-            if "popularity" not in [c["against"] for c in deciding]
-        ] + [
             f"NDCG@10 on validation is not above that of {c['against']}: {c['difference']:+.4f} "
             f"[{c['low']:+.4f}, {c['high']:+.4f}], {c['users']} users."
             for c in deciding
             if not c["low"] > 0
         ]
+        if "popularity" not in {c["against"] for c in deciding}:
+            reasons.append("There is no baseline `popularity` to compare with.")
         return not reasons, reasons
 
 

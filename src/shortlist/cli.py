@@ -127,7 +127,7 @@ def train(
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(two_stage, settings, force, until=["Evaluator"])
     else:
-        baselines = {"baselines": {}} if model in ("item_knn", "popularity") else {}
+        baselines: dict[str, Any] = {"baselines": {}} if model in ("item_knn", "popularity") else {}
         changes = {"sources": {model: own}, **baselines, **pipeline}
         settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(retrieval_only, settings, force)
@@ -250,12 +250,12 @@ def _execute(
         err.print("The pushed version is gone: pushing it again.")
         done = pipeline.run(until=until, force=[*(force or []), "Pusher"])
     evaluation = done["Evaluator"]
-    kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
-    _publish(settings.workdir / "run.json", json.dumps(kind, indent=2))
     for name in ("metrics.json", "report.md"):
         _publish(settings.workdir / name, (evaluation / name).read_text("utf-8"))
     lineage = {step: artifact.lineage for step, artifact in done.items()}
     _publish(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
+    kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
+    _publish(settings.workdir / "run.json", json.dumps(kind, indent=2))  # last: it says that the others are there
     err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
     return done
 
