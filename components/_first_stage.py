@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shortlist.models._shortlist import Shortlist
 
 YEAR = 365.2425 * 86_400
+MOST = 100_000  # candidates
 
 
 class ShortlistConfig(Config):
@@ -29,7 +30,7 @@ class ShortlistConfig(Config):
       recent_years: the window of the recent counts, which also answer an empty history.
     """
 
-    size: int = pydantic.Field(300, ge=1, le=100_000)
+    size: int = pydantic.Field(300, ge=1, le=MOST)
     quota: int | dict[str, int] = 300
     history_length: int = pydantic.Field(50, ge=1)
     recent_years: float = pydantic.Field(3.0, gt=0)
@@ -40,6 +41,8 @@ class ShortlistConfig(Config):
         values = quota.values() if isinstance(quota, dict) else [quota]
         if any(value < 1 for value in values):
             raise ValueError(f"`quota` must be at least 1 for every source. Received: quota={quota}.")
+        if any(value > MOST for value in values):
+            raise ValueError(f"`quota` must be at most {MOST:,} for every source. Received: quota={quota}.")
         return quota
 
     def quotas(self, sources: Mapping[str, Any]) -> dict[str, int]:

@@ -33,6 +33,7 @@ def write_report(path: Path, metrics: Mapping[str, Any], source: Mapping[str, An
     titles, rows = headline(metrics)
     protocol = metrics["protocol"]
     threshold = protocol["positive_threshold"]
+    differences = [f"- {comparison(c)}" for c in metrics["comparisons"]]
     lines = [
         f"# {source.get('name') or source.get('source')}: evaluation on `{metrics['split']}`",
         "",
@@ -45,10 +46,7 @@ def write_report(path: Path, metrics: Mapping[str, Any], source: Mapping[str, An
         "",
         f"**{'Blessed' if metrics['blessed'] else 'Not blessed'}.** " + " ".join(metrics["reasons"]),
         "",
-        "## Paired differences",
-        "",
-        *(f"- {comparison(c)}" for c in metrics["comparisons"]),
-        "",
+        *(["## Paired differences", "", *differences, ""] if differences else []),
         "## Protocol",
         "",
         f"- Split: `{protocol['strategy']}`, seed {splits['seed']}. {protocol['guarantee']}",
@@ -63,10 +61,12 @@ def write_report(path: Path, metrics: Mapping[str, Any], source: Mapping[str, An
             for s, n in protocol["positives"].items()
         ]
         lines.append(f"- Positives that no source retrieved, dropped and not injected: {'; '.join(shares)}.")
+        lines.append(
+            "- The ranker's features of a source are its log-rank and its score normalized per request, which mean the "
+            "same before and after a refit; raw scores would not."
+        )
     lines += [f"- {note}" for note in protocol.get("notes", [])]
     lines += [
-        "- The ranker's features of a source are its log-rank and its score normalized per request, which mean the "
-        "same before and after a refit; raw scores would not.",
         "",
         "## Data",
         "",

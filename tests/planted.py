@@ -1,8 +1,8 @@
 """A log whose structure is known: two blocks of taste, and a preference for what is new that only a ranker can use.
 
-Even users watch even items, odd users odd items. In the first three fifths of their rows they watch as many items of 1975
-as of 2015; after that, only those of 2015. So the sources, trained on the first part, can know the block and nothing more
-(and popularity nothing at all), and the year decides within it.
+Even users watch even items, odd users odd items. In the first three fifths of their rows they watch as many items of
+1975 as of 2015; after that, only those of 2015. So the sources, trained on the first part, can know the block and
+nothing more (and popularity nothing at all), and the year decides within it.
 """
 
 from pathlib import Path

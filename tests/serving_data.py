@@ -1,5 +1,6 @@
 """A small pipeline up to the bundle; half of the users like one half of the items."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Retriever(Component):
             module.embed_query = tf.function(lambda query: model.embed_query(query), input_signature=[QUERY_SPEC])
             module.item_vectors = tf.function(lambda: model.item_vectors(), input_signature=[])
         tf.saved_model.save(module, str(out / "serving"))
+        (out / "model.json").write_text(json.dumps({"notes": []}))
 
 
 class Ranker(Component):

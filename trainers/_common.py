@@ -9,6 +9,7 @@ import numpy as np
 import pydantic
 import tensorflow as tf
 
+from shortlist import ShortlistError
 from shortlist.components._config import Config
 from shortlist.components._first_stage import retrieve
 from shortlist.components._metrics import ranking_metrics
@@ -40,9 +41,20 @@ def prepare(config: TrainerConfig) -> None:
 
 
 def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData, dict[str, np.ndarray]]:
-    """The encoded data and the rows to train on."""
+    """The encoded data and the rows to train on.
+
+    Raises:
+      ShortlistError: if none of the rows is a positive.
+    """
     data = EncodedData(inputs["encoded"])
-    return data, data.rows(*(Encoded.NAMES if config.train_on == "all" else ("train",)))
+    rows = data.rows(*(Encoded.NAMES if config.train_on == "all" else ("train",)))
+    if not rows["positive"].any():
+        raise ShortlistError(
+            "`train` must hold a positive, or there is nothing to learn from. Lower --positive-threshold, or leave it "
+            f"out. Received: no positive among {len(rows['positive']):,} rows, "
+            f"positive_threshold={data.state['positive_threshold']}."
+        )
+    return data, rows
 
 
 def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items: int) -> tf.SparseTensor:
@@ -75,11 +87,19 @@ class Validate(tf.keras.callbacks.Callback):
     Args:
       rank: gives the ranked items of every validation query, int32 `[Q, K]`.
       data: the encoded data.
+
+    Raises:
+      ShortlistError: if `validation` has no positive.
     """
 
     def __init__(self, rank: Callable[[], np.ndarray], data: EncodedData):
         super().__init__()
         self.rank, self.queries = rank, build_queries(data, "validation")
+        if not len(self.queries):
+            raise ShortlistError(
+                "`patience` needs a positive in validation to stop by. Give it a share, such as --set "
+                "split.validation=0.1, or leave patience out. Received: none."
+            )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         targets = self.queries.targets
@@ -102,7 +122,8 @@ def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) 
     """The validation of a retriever, if it is to stop early."""
     if not patience:
         return None
-    return Validate(lambda: retrieve(model.score_items, build_queries(data, "validation"), 10, name), data)
+    validate = Validate(lambda: retrieve(model.score_items, validate.queries, 10, name), data)
+    return validate
 
 
 def serving(model: Any) -> tf.Module:

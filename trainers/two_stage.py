@@ -216,8 +216,19 @@ def _check_models(config: TwoStage) -> None:
                 )
             if model.model == RANKER:
                 raise ShortlistError(f"`{group}.{name}.model` must be a retriever. Received: {RANKER!r}, a ranker.")
+            _measured_alone(f"{group}.{name}.train_on", model.settings.get("train_on", "train"))
+    _measured_alone("ranker.train_on", config.ranker.settings.get("train_on", "train"))
+    _measured_alone("transform.fit_on", config.transform.fit_on)
     if config.ranker.model != RANKER:
         raise ShortlistError(f"`ranker.model` must be {RANKER}. Received: {config.ranker.model!r}.")
+
+
+def _measured_alone(name: str, value: Any) -> None:
+    if value == "all":
+        raise ShortlistError(
+            f"`{name}` must be train: what has seen the other parts cannot be measured on them. Set refit=true to "
+            "export sources that know everything. Received: all."
+        )
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:

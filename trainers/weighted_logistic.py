@@ -44,8 +44,9 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if not label.any():
         raise ShortlistError(
-            "`weighted_logistic` needs positives among the candidates of rank_train. Raise `split.rank_train` or "
-            f"`shortlist.quota`. Received: {len(label):,} candidates, no positive."
+            "`weighted_logistic` needs positives among the candidates of rank_train. Raise `split.rank_train` (kfold "
+            "has none; take another strategy) or `shortlist.quota`. "
+            f"Received: {len(label):,} candidates, no positive."
         )
     model = WeightedLogistic(features.shape[1], config.hidden_units, config.dropout, config.l2)
     model.adapt(features)
@@ -69,9 +70,8 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
     notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
     spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
-    save(
-        model, served({"score": (model.odds, [spec])}, model), config, workdir, {"loss": history.history["loss"]}, notes
-    )
+    values = {key: value for key, value in history.history.items() if key != "lr"}
+    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, values, notes)
 
 
 def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:

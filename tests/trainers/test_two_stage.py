@@ -67,7 +67,9 @@ def recommend(model: Any, k: int, users: list[str], histories: list[list[str]] |
         "k": tf.fill([len(users)], k),
     }
     answer = model.signatures["recommend"](**asked)
-    return [[i.decode() for i in line[:n]] for line, n in zip(answer["items"].numpy(), answer["count"].numpy())]
+    return [
+        [i.decode() for i in line[:n]] for line, n in zip(*(answer[n].numpy() for n in ("items", "count")), strict=True)
+    ]
 
 
 def test_the_sources_find_the_blocks(run: Run) -> None:
@@ -78,7 +80,7 @@ def test_the_sources_find_the_blocks(run: Run) -> None:
     # Of a block's 60 items 27 are seen before test: chance within the block finds 30 of 33, chance without it 30 of 93.
     assert abs(recall["popularity"].mean() - 30 / 93) < 0.15
     assert recall["wals"].mean() > 0.8
-    _, low, _ = paired_bootstrap(recall["union"], np.maximum(recall["wals"], recall["two_tower"]) - 0.1)
+    _, low, _ = paired_bootstrap(recall["union"], recall["wals"])
     assert low > -0.1
 
 

@@ -1,0 +1,359 @@
+"""The evaluation against loops over the scores, the rule of blessing, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracles
+import pyarrow.parquet as pq
+import pytest
+import tables
+from fixed_models import FixedIndex, FixedRanker, encoded, random_parts, random_scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortlist import ShortlistError
+from shortlist.components._config import parse
+from shortlist.components._first_stage import ShortlistConfig
+from shortlist.components._metrics import bootstrap_mean, paired_bootstrap
+from shortlist.components._queries import EncodedData
+from shortlist.components.artifacts import Artifact
+from shortlist.components.candidate_generator import CandidateGenerator
+from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator, rank_candidates
+from shortlist.components.pipeline import Node, Pipeline
+
+SEEDS = {"popularity": 1, "popularity_recent": 2, "item_knn": 3, "left": 4, "right": 5}
+BASELINES, SOURCES = ("popularity", "popularity_recent", "item_knn"), ("left", "right")
+CUTOFFS = (3, 10)
+
+
+class Small:
+    """The steps before the evaluation, with scores that are given."""
+
+    def __init__(self, workdir: Path, parts: dict[str, list[tables.Row]], **ranker: Any):
+        self.pipeline = Pipeline(workdir)
+        self.encoded = encoded(self.pipeline, parts)
+        self.baselines = {name: self.index(name) for name in BASELINES}
+        self.sources = {name: self.index(name) for name in SOURCES}
+        self.candidates = self.shortlist("", self.sources)
+        self.ranker = self.pipeline.add(FixedRanker(**ranker), self.candidates)
+
+    def index(self, name: str, **config: Any) -> Node:
+        return self.pipeline.add(FixedIndex(name, SEEDS.get(name, 9), **config), self.encoded)
+
+    def shortlist(self, name: str, sources: dict[str, Node], size: int = 12) -> Node:
+        generator = CandidateGenerator(ShortlistConfig(size=size, quota=9), name)
+        return self.pipeline.add(generator, self.encoded, sources)
+
+    def evaluate(self, **changed: Any) -> Artifact:
+        config = changed.pop("config", {})
+        inputs = {
+            name: changed.get(name, getattr(self, name)) for name in ("baselines", "sources", "candidates", "ranker")
+        }
+        node = self.pipeline.add(
+            Evaluator(EvaluationConfig(**{"cutoffs": CUTOFFS, "samples": 300, **config})), self.encoded, **inputs
+        )
+        return self.pipeline.run(until=[node.step])[node.step]
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list[tables.Row]]:
+    """With an item that only test has, a user without targets and one without a history."""
+    parts = random_parts(2, items=30)
+    parts["test"][0]["item"] = "only in test"
+    parts["test"] = [r for r in parts["test"] if r["user"] != "user 05"]
+    parts["test"].append(tables.row("user 99", "item 03", 1_600_000_000))
+    return parts
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, parts: dict[str, list[tables.Row]]) -> tuple[Small, Artifact]:
+    small = Small(tmp_path_factory.mktemp("small"), parts)
+    return small, small.evaluate(config={"run_seed": 7})
+
+
+def catalogue(parts: Any) -> set[str]:
+    return {r["item"] for r in parts["train"]}
+
+
+def users(parts: Any) -> list[str]:
+    return sorted({r["user"] for r in parts["test"]})
+
+
+def copy(small: Small) -> Small:
+    """The same steps once more, to be evaluated otherwise; they are cached."""
+    other = object.__new__(Small)
+    other.__dict__ |= vars(small)
+    other.pipeline = Pipeline(small.pipeline.workdir)
+    other.pipeline.steps = {name: step for name, step in small.pipeline.steps.items() if name != "Evaluator"}
+    return other
+
+
+def ranked_by_loop(run: dict[str, Artifact], parts: Any, split: str) -> dict[str, dict[str, list[int]]]:
+    """By system and user, the best items: their rows, seen ones left out."""
+    data = EncodedData(run["Transform"])
+    row = {item: n for n, item in enumerate(data.items["id"]) if n >= 2}
+    users = (run["Transform"] / "users.txt").read_text().splitlines()
+    number = {user: n for n, user in enumerate(users, 2)}
+    before = [r for name in parts if list(parts).index(name) < list(parts).index(split) for r in parts[name]]
+    found: dict[str, dict[str, list[int]]] = {}
+    for name in (*BASELINES, *SOURCES):
+        table = random_scores(SEEDS[name], data.num_users, data.num_items)
+        found[name] = {}
+        for user in sorted({r["user"] for r in parts[split]}):
+            seen = {row.get(r["item"]) for r in before if r["user"] == user}
+            scores = table[number.get(user, 1)]
+            allowed = [i for i in range(2, data.num_items) if i not in seen]
+            found[name][user] = sorted(allowed, key=lambda i: (-scores[i], i))
+    with np.load(run["CandidateGenerator"] / f"{split}.npz") as candidates:
+        for q, key in enumerate(candidates["user_key"]):
+            user, items = data.users["id"][key], [int(i) for i in candidates["items"][q] if i >= 2]
+            found.setdefault("union", {})[user] = items
+            found.setdefault("two_stage", {})[user] = items  # the ranker keeps the order of the fusion
+    return found
+
+
+def targets(run: dict[str, Artifact], parts: Any, split: str) -> dict[str, list[int]]:
+    row = {item: n for n, item in enumerate(EncodedData(run["Transform"]).items["id"]) if n >= 2}
+    found: dict[str, list[int]] = {}
+    for r in parts[split]:
+        found.setdefault(r["user"], []).append(row.get(r["item"], 1))
+    return found
+
+
+def test_every_figure_equals_the_loop(small: tuple[Small, Artifact], parts: Any) -> None:
+    steps, artifact = small
+    run = steps.pipeline.run()
+    metrics = artifact.read_json("metrics.json")
+    lists, wanted = ranked_by_loop(run, parts, "test"), targets(run, parts, "test")
+    table = pq.read_table(artifact / "per_user.parquet").to_pylist()
+    rows = {(r["system"], r["user"]): r for r in table}
+    assert list(metrics["systems"]) == list(lists) == [*BASELINES, *SOURCES, "union", "two_stage"]
+    assert len(table) == len(rows) == len(lists) * len(wanted)
+    for system, by_user in lists.items():
+        figures = metrics["systems"][system]
+        assert set(figures) == {f"{m}@{k}" for m in (*METRICS, "coverage") for k in CUTOFFS}
+        for k in CUTOFFS:
+            own = {user: oracles.ranking_metrics(items, wanted[user], k) for user, items in by_user.items()}
+            for metric in METRICS:
+                values = np.array([own[user][metric] for user in sorted(own)])
+                np.testing.assert_allclose([rows[system, u][f"{metric}@{k}"] for u in sorted(own)], values)
+                mean, low, high = bootstrap_mean(values, 300, 0)
+                figure = figures[f"{metric}@{k}"]
+                assert figure == pytest.approx({"value": mean, "low": low, "high": high, "users": len(wanted)})
+            shown = {i for items in by_user.values() for i in items[:k]}
+            assert figures[f"coverage@{k}"] == {"value": pytest.approx(len(shown) / len(catalogue(parts)))}
+
+
+def test_the_form_of_what_is_written(small: tuple[Small, Artifact], parts: Any) -> None:
+    _, artifact = small
+    metrics = artifact.read_json("metrics.json")
+    names = ("data", "split", "seed", "blessed", "reasons", "systems", "comparisons", "protocol")
+    assert tuple(metrics) == names
+    assert (metrics["data"], metrics["split"], metrics["seed"]) == ("given", "test", 7)
+    blessing = artifact.read_json("blessing.json")
+    assert blessing == {key: metrics[key] for key in ("blessed", "reasons", "comparisons")}
+    protocol = metrics["protocol"]
+    assert protocol["targets"] == len(parts["test"]) == 23
+    outside = [r for r in parts["test"] if r["item"] not in catalogue(parts)]
+    assert len(outside) > 1
+    assert protocol["targets_outside_catalogue"] == pytest.approx(len(outside) / 23)
+    assert protocol["users"] == 12
+    assert protocol["users_with_history"] == 11
+    assert protocol["catalogue"] == len(catalogue(parts)) == 26
+    assert protocol["strategy"] == "per_user_time"
+    assert protocol["notes"] == ["FixedIndex.left is fixed.", "FixedIndex.right is fixed.", "A fixed order."]
+    assert protocol["positives"] == {"rank_train": 36, "validation": 24, "test": 23}
+
+
+def test_comparisons_are_paired_differences(small: tuple[Small, Artifact], parts: Any) -> None:
+    steps, artifact = small
+    run = steps.pipeline.run()
+    comparisons = artifact.read_json("metrics.json")["comparisons"]
+    expected = []
+    for split in ("test", "validation"):
+        lists, wanted = ranked_by_loop(run, parts, split), targets(run, parts, split)
+
+        def values(system: str, metric: str, lists=lists, wanted=wanted) -> np.ndarray:
+            kind, _, k = metric.partition("@")
+            return np.array(
+                [oracles.ranking_metrics(lists[system][u], wanted[u], int(k))[kind] for u in sorted(wanted)]
+            )
+
+        simple = max(["item_knn", *SOURCES], key=lambda s, v=values: v(s, "ndcg@10").mean())
+        deepest = max(SOURCES, key=lambda s, v=values: v(s, "recall@10").mean())
+        for system, against, metric in (
+            *(("two_stage", rival, "ndcg@10") for rival in ("popularity", simple, "union")),
+            *(("union", rival, "recall@10") for rival in ("popularity", deepest)),
+        ):
+            mean, low, high = paired_bootstrap(values(system, metric), values(against, metric), 300, 0)
+            found = {"split": split, "metric": metric, "system": system, "against": against}
+            expected.append({**found, "difference": mean, "low": low, "high": high, "users": len(wanted)})
+    assert len(comparisons) == 10
+    for ours, theirs in zip(comparisons, expected, strict=True):
+        assert ours == pytest.approx(theirs)
+    assert comparisons[2]["difference"] == 0  # the ranker keeps the order of the fusion
+    reasons = artifact.read_json("metrics.json")["reasons"]
+    assert reasons[-1] == "NDCG@10 on validation is not above that of union: +0.0000 [+0.0000, +0.0000], 12 users."
+
+
+def compared(against: str, low: float, split: str = "validation", system: str = "two_stage") -> dict[str, Any]:
+    pair = {"split": split, "metric": "ndcg@10", "system": system, "against": against}
+    return {**pair, "difference": low + 0.02, "low": low, "high": low + 0.04, "users": 1200}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-0.01, 0.0, float("nan"), 1e-9, 0.5]), min_size=3, max_size=3))
+def test_blessed_means_above_each_of_the_three(lows: list[float]) -> None:
+    rivals = ["popularity", "wals", "union"]
+    others = [compared("popularity", -1.0, split="test"), compared("wals", -1.0, system="union")]
+    blessed, reasons = Evaluator._bless([*others, *map(compared, rivals, lows)], True)
+    failed = [rival for rival, low in zip(rivals, lows, strict=True) if not low > 0]
+    assert blessed == (not failed)
+    assert [re.match(r"NDCG@10 on validation is not above that of (\w+): ", r)[1] for r in reasons] == failed
+
+
+def test_reasons_by_hand() -> None:
+    three = [compared("popularity", 0.1), compared("wals", -0.0123), compared("union", 0.2)]
+    assert Evaluator._bless(three, True) == (
+        False,
+        ["NDCG@10 on validation is not above that of wals: +0.0077 [-0.0123, +0.0277], 1200 users."],
+    )
+    assert Evaluator._bless([compared("wals", 0.1), compared("union", 0.2)], True) == (
+        False,
+        ["There is no baseline `popularity` to compare with."],
+    )
+    assert Evaluator._bless([compared("popularity", 0.1, split="test")], True) == (
+        False,
+        ["There is no positive in validation, which decides. Give it a share: split.validation."],
+    )
+    assert Evaluator._bless([], False) == (False, ["There is no ranker, so there is nothing to bless."])
+
+
+def test_a_ranker_that_reverses_is_measured_as_such(tmp_path: Path, parts: Any) -> None:
+    steps = Small(tmp_path, parts, scale=1.0)
+    artifact = steps.evaluate()
+    run = steps.pipeline.run(until=["FixedRanker"])
+    with np.load(run["CandidateGenerator"] / "test.npz") as table:
+        items, features = table["items"], table["features"]
+    expected = [[i for i in line[::-1] if i] + [i for i in line if not i] for line in items.tolist()]
+    np.testing.assert_array_equal(rank_candidates(run["FixedRanker"], items, features, batch_size=5), expected)
+    wanted = targets(run, parts, "test")
+    values = [
+        oracles.ranking_metrics(line, wanted[user], 3)["ndcg"]
+        for user, line in zip(sorted(wanted), expected, strict=True)
+    ]
+    figure = artifact.read_json("metrics.json")["systems"]["two_stage"]["ndcg@3"]
+    assert figure["value"] == pytest.approx(np.mean(values))
+
+
+def test_retrieval_alone(small: tuple[Small, Artifact]) -> None:
+    steps = copy(small[0])
+    metrics = steps.evaluate(candidates=None, ranker=None).read_json("metrics.json")
+    full = small[1].read_json("metrics.json")["systems"]
+    assert metrics["systems"] == {name: full[name] for name in (*BASELINES, *SOURCES)}
+    assert metrics["comparisons"] == []
+    assert metrics["blessed"] is False
+
+
+def test_a_split_without_positives_is_refused(tmp_path: Path, parts: Any) -> None:
+    steps = Small(tmp_path, {**parts, "test": [], "validation": []})
+    with pytest.raises(ShortlistError) as error:
+        steps.evaluate()
+    assert str(error.value) == (
+        "`evaluation.split` must have a positive. Received: test, which has none. Give it a share, such as "
+        "--set split.test=0.1."
+    )
+
+
+def test_without_validation_nothing_is_blessed(tmp_path: Path, parts: Any) -> None:
+    metrics = Small(tmp_path, {**parts, "validation": []}).evaluate().read_json("metrics.json")
+    assert metrics["blessed"] is False
+    assert metrics["reasons"] == [
+        "There is no positive in validation, which decides. Give it a share: split.validation."
+    ]
+    assert {c["split"] for c in metrics["comparisons"]} == {"test"}
+    assert metrics["systems"]["two_stage"]["ndcg@10"]["users"] == 12
+
+
+def test_one_user(tmp_path: Path, parts: Any) -> None:
+    alone = {
+        name: [r for r in rows if name in ("train", "rank_train") or r["user"] == "user 03"]
+        for name, rows in parts.items()
+    }
+    metrics = Small(tmp_path, alone).evaluate().read_json("metrics.json")
+    for rows in metrics["systems"].values():
+        figure = rows["recall@10"]
+        assert figure["users"] == 1
+        assert figure["value"] == figure["low"] == figure["high"]
+        assert figure["value"] in (0.0, 0.5, 1.0)
+
+
+def test_scores_that_are_not_numbers_are_refused_by_name(small: tuple[Small, Artifact]) -> None:
+    steps = copy(small[0])
+    broken = {"broken": steps.index("broken", nan=True)}
+    with pytest.raises(ShortlistError, match=r"^`broken` scores items with NaN.*NaN among test's queries 0 to 11\.$"):
+        steps.evaluate(baselines={**steps.baselines, **broken})
+    steps = copy(small[0])
+    ranker = steps.pipeline.add(FixedRanker("nan", scale=float("nan")), steps.candidates)
+    with pytest.raises(ShortlistError, match=r"^`ranker` scores candidates with NaN.*NaN for 12 of 12 queries"):
+        steps.evaluate(ranker=ranker)
+
+
+def test_a_cutoff_beyond_the_catalogue_is_refused(small: tuple[Small, Artifact], parts: Any) -> None:
+    with pytest.raises(ShortlistError) as error:
+        copy(small[0]).evaluate(config={"cutoffs": (10, 27)})
+    assert str(error.value) == "`evaluation.cutoffs` must be at most the 26 items of the catalogue. Received: 27."
+    deep = copy(small[0]).evaluate(config={"cutoffs": (26,)}).read_json("metrics.json")["systems"]
+    # Every target that is in the catalogue is found there, and no other one.
+    found = [np.mean([r["item"] in catalogue(parts) for r in parts["test"] if r["user"] == u]) for u in users(parts)]
+    assert deep["popularity"]["recall@26"]["value"] == pytest.approx(np.mean(found))
+
+
+def test_names_must_differ(small: tuple[Small, Artifact]) -> None:
+    for reserved, group in (("two_stage", "sources"), ("union", "baselines")):
+        steps = copy(small[0])
+        with pytest.raises(ShortlistError, match=f"neither may be two_stage or union. Received: {reserved} twice"):
+            steps.evaluate(**{group: {**getattr(steps, group), reserved: steps.index(reserved)}})
+    steps = copy(small[0])
+    with pytest.raises(ShortlistError, match=r"need names of their own.*Received: left twice"):
+        steps.evaluate(baselines={**steps.baselines, "left": steps.sources["left"]})
+
+
+def test_artifacts_of_different_models_are_refused(small: tuple[Small, Artifact]) -> None:
+    steps = copy(small[0])
+    other = steps.shortlist("other", steps.sources, size=5)
+    with pytest.raises(ShortlistError, match=r"\(Model\) was not made from .* \(Candidates\)"):
+        steps.evaluate(ranker=steps.pipeline.add(FixedRanker("other"), other), candidates=steps.candidates)
+    steps = copy(small[0])
+    with pytest.raises(ShortlistError, match=r"\(Candidates\) was not made from .* \(Index\)"):
+        steps.evaluate(sources={**steps.sources, "third": steps.index("third")})
+
+
+def test_an_index_of_another_encoding_is_refused(tmp_path: Path, small: tuple[Small, Artifact]) -> None:
+    steps = copy(small[0])
+    other = encoded(steps.pipeline, random_parts(8), "other")
+    foreign = steps.pipeline.add(FixedIndex("foreign", 1), other)
+    with pytest.raises(ShortlistError, match=r"\(Index\) was not made from .* \(Encoded\)"):
+        steps.evaluate(baselines={**steps.baselines, "foreign": foreign})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cutoffs": []}, "`cutoffs` must be at least one number from 1 up. Received: ()."),
+        ({"cutoffs": [10, 0]}, "`cutoffs` must be at least one number from 1 up. Received: (10, 0)."),
+        ({"split": "train"}, "`split` of"),
+        ({"samples": 5}, "`samples` of"),
+        ({"cutofs": [1]}, "Did you mean `cutoffs`?"),
+    ],
+)
+def test_settings_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShortlistError, match=re.escape(message)):
+        parse(EvaluationConfig, values, "evaluation")
+
+
+def test_cutoffs_are_sorted_once() -> None:
+    assert parse(EvaluationConfig, json.loads('{"cutoffs": [20, 5, 20]}')).cutoffs == (5, 20)
