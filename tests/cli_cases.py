@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from click.testing import Result
 from typer.testing import CliRunner
 
 from shortlist.cli import app
 
 
-def cli(*arguments: str | Path) -> Result:
+def cli(*arguments: str | Path) -> Any:
     """Runs the command in this process; what it doesn't handle itself is raised here."""
     return CliRunner().invoke(app, [str(a) for a in arguments], prog_name="shortlist", catch_exceptions=False)
 

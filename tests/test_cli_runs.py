@@ -1,4 +1,4 @@
-"""The command line on a small log: what a run prints, what it runs again, its exit codes, and what can be asked of it."""
+"""The command line on a small log: what a run prints, what it runs again, and what can be asked of it afterwards."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import small_run
 from cli_cases import cli, flat, metrics_of, refused
 from small_run import ITEMS, STEPS, SYSTEMS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

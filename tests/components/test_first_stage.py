@@ -134,6 +134,7 @@ def test_the_catalogue_by_hand(tmp_path: Path) -> None:
             tables.row("u", "b", times["r"], rating=4.0),
             tables.row("u", "c", times["q"], rating=2.0),
         ],
+        "rank_train": [tables.row("u", "c", times["r"], rating=5.0)],
         "test": [tables.row("u", "b", times["s"], rating=5.0), tables.row("u", "d", times["s"], rating=5.0)],
     }
     # An item without a positive is as new as can be, and as long unwatched.

@@ -54,6 +54,7 @@ def numbers(value: object, path: str = "") -> dict[str, object]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_is_killed_in_seven_steps_ends_like_one_that_is_not(tmp_path, tmp_path_factory):
     """It is another folder with the same seed as well, so this is also that a seed decides the figures."""
     home = small_run.finished(tmp_path_factory)
