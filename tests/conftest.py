@@ -6,9 +6,15 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+import hypothesis
 import pytest
 
 import shortlist  # noqa: F401  chooses Keras 2 before any test touches tf.keras
+
+# The same examples at every run of CI, so that a change is judged by what it changes; new ones everywhere else.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
