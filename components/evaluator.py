@@ -21,6 +21,8 @@ from shortlist.components.pipeline import Component
 
 METRICS = ("ndcg", "hr", "recall", "precision", "mrr", "map")
 TWO_STAGE, UNION = "two_stage", "union"
+LEAST_USERS = 20
+"""Fewer users of `validation` bless nothing: the interval of one user has no width at all."""
 
 
 class EvaluationConfig(Config):
@@ -209,6 +211,8 @@ class Evaluator(Component):
             for c in deciding
             if not c["low"] > 0
         ]
+        if (users := deciding[0]["users"]) < LEAST_USERS:
+            reasons.append(f"A bootstrap over {users} users says little: at least {LEAST_USERS} must have a positive.")
         if "popularity" not in {c["against"] for c in deciding}:
             reasons.append("There is no baseline `popularity` to compare with.")
         return not reasons, reasons

@@ -196,7 +196,10 @@ def test_comparisons_are_paired_differences(small: tuple[Small, Artifact], parts
         assert ours == pytest.approx(theirs)
     assert comparisons[2]["difference"] == 0  # the ranker keeps the order of the fusion
     reasons = artifact.read_json("metrics.json")["reasons"]
-    assert reasons[-1] == "NDCG@10 on validation is not above that of union: +0.0000 [+0.0000, +0.0000], 12 users."
+    assert reasons[-2:] == [
+        "NDCG@10 on validation is not above that of union: +0.0000 [+0.0000, +0.0000], 12 users.",
+        "A bootstrap over 12 users says little: at least 20 must have a positive.",
+    ]
 
 
 def compared(against: str, low: float, split: str = "validation", system: str = "two_stage") -> dict[str, Any]:
@@ -225,6 +228,12 @@ def test_reasons_by_hand() -> None:
         False,
         ["There is no baseline `popularity` to compare with."],
     )
+    few = [{**compared(rival, 0.1), "users": 19} for rival in ("popularity", "wals", "union")]
+    assert Evaluator._bless(few, True) == (
+        False,
+        ["A bootstrap over 19 users says little: at least 20 must have a positive."],
+    )
+    assert Evaluator._bless([{**c, "users": 20} for c in few], True) == (True, [])
     assert Evaluator._bless([compared("popularity", 0.1, split="test")], True) == (
         False,
         ["There is no positive in validation, which decides. Give it a share: split.validation."],
