@@ -28,6 +28,7 @@ EXTRAS = {
         "mypy>=1.13",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "playwright>=1.48",
         "pytest>=8",
         "pytest-cov>=5",
         "pytest-timeout>=2.3",
@@ -58,7 +59,7 @@ setup(
     package_dir=PACKAGES,
     package_data={"shortlist": ["py.typed"], "shortlist.trainers": ["configs/*.toml"]},
     install_requires=[
-        "altair>=5.4",
+        "altair>=5.5",
         "importlib_resources>=6.4",
         "keras-tuner>=1.4.7",
         "numba>=0.60",

@@ -2,7 +2,7 @@
 
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -34,6 +34,13 @@ def parse(cls: type[C], values: Mapping[str, Any], where: str = "the configurati
         raise ShortlistError(_explain(cls, deepest, _path(deepest, values), where)) from None
 
 
+def unknown(name: str, known: Collection[str], where: str) -> str:
+    """What is said of a setting that does not exist: the nearest one that does, or all of them."""
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(sorted(known))}."
+    return f"`{name}` is not a setting of {where}. {hint}"
+
+
 def _path(error: Any, values: Any) -> list[str]:
     """Where the error is in `values`, without the names by which pydantic tells the members of a union apart."""
     path = []
@@ -48,10 +55,7 @@ def _path(error: Any, values: Any) -> list[str]:
 def _explain(cls: type[pydantic.BaseModel], error: Any, path: list[str], where: str) -> str:
     name = ".".join(path)
     if error["type"] == "extra_forbidden":
-        known = _fields_at(cls, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(sorted(known))}."
-        return f"`{name}` is not a setting of {where}. {hint}"
+        return unknown(name, _fields_at(cls, path[:-1]), where)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and ("Received" in message or "is not a setting" in message):
         return message if message.startswith("`") else f"`{name}`: {message}" if name else message

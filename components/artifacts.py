@@ -25,6 +25,13 @@ class Artifact:
     uri: Path
     fingerprint: str
     type: ClassVar[str] = "Artifact"
+    NAMES: ClassVar[tuple[str, ...]] = ()
+    """Of an artifact in parts, those that there can be."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parts that are there: a sweep leaves `test` out."""
+        return tuple(name for name in self.NAMES if any(self.uri.glob(f"{name}.*")))
 
     def __truediv__(self, name: str) -> Path:
         """The path of a file of this artifact."""
@@ -97,7 +104,8 @@ class Splits(Artifact):
 
     - `train.parquet`, `fold_in.parquet`, `rank_train.parquet`, `validation.parquet`, `test.parquet`: the columns of
       `Examples`' interactions; sorted by user, then timestamp, ties by a seeded hash of (user, item). `fold_in` holds
-      the rows of held-out users that only serve as history (`strong`); it is empty for the other strategies.
+      the rows of held-out users that only serve as history (`strong`); it is empty for the other strategies. A sweep
+      has no `test` (`split.keep_test`).
     - `items.parquet`, `users.parquet`, `source.json`: as in `Examples`.
     - `splits.json`: `{"strategy", "seed", "positive_threshold", "rows": {split: n}, "users": {split: n},
       "guarantee": one sentence on what the strategy promises}`.
@@ -172,10 +180,16 @@ class ModelEvaluation(Artifact):
     """What was measured.
 
     - `metrics.json`: `{"data", "split", "seed", "blessed", "reasons", "systems": {name: {"ndcg@10": {"value", "low",
-      "high", "users"}, …, "coverage@10": {"value"}}}, "comparisons": […], "protocol": {…}}`.
+      "high", "users"}, …, "coverage@10": {"value"}, "gini@10": {"value"}}}, "comparisons": […], "protocol": {…}}`, and
+      where there is a ranker `"shortlist": {"weight_from", "impressions", "positives", "systems": {"union" |
+      "two_stage": {"auc": {"value"}, "watch_time_lost": {"value"}, "user_auc": {…}, "weighted_user_loss": {…}}},
+      "calibration": {column: [value a decile]}}`, of the candidates. A metric that no user has is absent.
     - `blessing.json`: `{"blessed", "reasons", "comparisons": [{"split", "metric", "system", "against", "difference",
-      "low", "high", "users"}]}`.
-    - `per_user.parquet`: user string, system string, and a column a metric.
+      "low", "high", "p", "p_holm", "users"}]}`; `p_holm` is corrected for the comparisons of the same split.
+    - `per_user.parquet`: user string, system string, and a column a metric, NaN where a user or system has none.
+    - `slices.parquet`: slice string ("activity", "cold_user", "item_popularity", "cold_item", "genre", "item.decade",
+      `user.<column>`, `item.<column>`, `context_<dimension>`), part string, system string, metric string, value, low,
+      high float64, users int64. An empty slice has no row. See `_slices.py`.
     - `report.md`: the same as a page.
     """
 

@@ -52,7 +52,7 @@ class CandidateGenerator(Component):
             return {key: answer[key] for key in ("items", "fused", "features")}
 
         positives, missed = {}, {}
-        for split in Candidates.NAMES:
+        for split in [name for name in Candidates.NAMES if name in encoded.names]:
             queries = build_queries(data, split)
             parts: list[dict[str, np.ndarray]] = []
             with progress(f"candidates: {split}", len(queries)) as advance:

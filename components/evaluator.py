@@ -1,5 +1,6 @@
 """Measures every system over the full catalogue, and blesses the two-stage order if it beats what is simpler."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +12,20 @@ import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components import metrics as m
 from shortlist.components._config import Config
 from shortlist.components._first_stage import load_index, retrieve
-from shortlist.components._metrics import bootstrap_mean, coverage, paired_bootstrap, ranking_metrics
+from shortlist.components._judge import Lists, differences, figures, shortlist_figures, shortlist_values
 from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components._report import write_report
+from shortlist.components._second_stage import by_odds, read_shortlists, score_shortlists
+from shortlist.components._slices import slice_table, target_slices, user_slices
 from shortlist.components.artifacts import Candidates, Encoded, Index, Model, ModelEvaluation
 from shortlist.components.pipeline import Component
 
 METRICS = ("ndcg", "hr", "recall", "precision", "mrr", "map")
+LISTS = ("weighted_ndcg", "novelty", "diversity", "popularity_bias")
+"""What is measured besides on the split of the table, where the data allows it."""
 TWO_STAGE, UNION = "two_stage", "union"
 LEAST_USERS = 20
 """Fewer users of `validation` bless nothing: the interval of one user has no width at all."""
@@ -32,6 +38,8 @@ class EvaluationConfig(Config):
       split: the part that the table is about. Blessing always happens on `validation`.
       cutoffs: the k of every metric.
       samples: of the bootstrap over users.
+      cold_user: a history shorter than this is short, where users are told apart by it.
+      cold_item: fewer training watches than this are few.
       seed: of the bootstrap; `run_seed` is only reported.
       run_seed: the seed of the run.
     """
@@ -39,6 +47,8 @@ class EvaluationConfig(Config):
     split: Literal["rank_train", "validation", "test"] = "test"
     cutoffs: tuple[int, ...] = (10, 100)
     samples: int = pydantic.Field(2000, ge=100, le=1_000_000)
+    cold_user: int = pydantic.Field(5, ge=1)
+    cold_item: int = pydantic.Field(5, ge=1)
     seed: int = pydantic.Field(0, ge=0)
     run_seed: int = 0
 
@@ -79,7 +89,73 @@ class Evaluator(Component):
           ShortlistError: if artifacts of different models are mixed, a score is NaN, a name is taken twice, a cut-off
             exceeds the catalogue, or the split has no query.
         """
-        data = EncodedData(encoded)
+        data, split = EncodedData(encoded), self.config.split
+        self._check(data, baselines, sources, candidates, ranker)
+        splits = dict.fromkeys((split, "validation") if ranker is not None else (split,))
+        queries = {name: build_queries(data, name) for name in splits}
+        if not len(queries[split]):
+            raise ShortlistError(
+                f"`evaluation.split` must have a positive. Received: {split}, which has none. Give it a "
+                f"share, such as --set split.{split}=0.1."
+            )
+        queries = {name: q for name, q in queries.items() if len(q)}
+        tables = {} if candidates is None else {name: read_shortlists(candidates, name) for name in queries}
+        odds = {} if ranker is None else score_shortlists(ranker, tables)
+        ranked = self._rank(queries, {**baselines, **sources}, tables, odds)
+        found = {
+            name: {
+                system: m.find_targets(own, q.targets.offsets, q.targets.values) for system, own in ranked[name].items()
+            }
+            for name, q in queries.items()
+        }
+        cutoffs = sorted({*self.config.cutoffs, 10})
+        values = {name: {s: own.metrics(cutoffs) for s, own in by.items()} for name, by in found.items()}
+        comparisons = [c for name in queries for c in self._compare(name, values[name], baselines, sources)]
+        blessed, reasons = self._bless(comparisons, ranker is not None)
+
+        lists = Lists(data, queries[split], self.config.cutoffs)
+        for system, own in values[split].items():
+            own |= lists.of_users(ranked[split][system], found[split][system])
+        wanted = [f"{metric}@{k}" for metric in (*METRICS, *LISTS) for k in self.config.cutoffs]
+        shown = {s: {name: own[name] for name in wanted if name in own} for s, own in values[split].items()}
+        systems = figures(shown, self.config.samples, self.config.seed)
+        for system, own in systems.items():
+            own |= lists.of_all(ranked[split][system])
+        metrics = {
+            "data": encoded.read_json("source.json").get("source"),
+            "split": split,
+            "seed": self.config.run_seed,
+            "blessed": blessed,
+            "reasons": reasons,
+            "systems": systems,
+            "comparisons": comparisons,
+            "protocol": _protocol(data, queries[split], sources, candidates, ranker),
+        }
+        if split in odds:
+            metrics["shortlist"] = self._judge_shortlist(values[split], tables[split], odds[split], candidates)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        blessing = {"blessed": blessed, "reasons": reasons, "comparisons": comparisons}
+        (out / "blessing.json").write_text(json.dumps(blessing, indent=2))
+        _write_per_user(out / "per_user.parquet", data, queries[split], values[split])
+        slices = slice_table(
+            user_slices(data, queries[split], self.config.cold_user),
+            target_slices(data, queries[split], lists.counts, self.config.cold_item),
+            found[split],
+            self.config.cutoffs,
+            self.config.samples,
+            self.config.seed,
+        )
+        pq.write_table(slices, out / "slices.parquet")
+        write_report(out / "report.md", metrics, encoded.read_json("source.json"), encoded.read_json("splits.json"))
+
+    def _check(
+        self,
+        data: EncodedData,
+        baselines: Mapping[str, Index],
+        sources: Mapping[str, Index],
+        candidates: Candidates | None,
+        ranker: Model | None,
+    ) -> None:
         clash = (set(baselines) & set(sources)) | ({TWO_STAGE, UNION} & {*baselines, *sources})
         if clash:
             raise ShortlistError(
@@ -94,79 +170,51 @@ class Evaluator(Component):
         if ranker is not None and candidates is not None:
             ranker.refuse_unless_made_from(candidates)
         if candidates is not None:
-            candidates.refuse_unless_made_from(encoded, *sources.values())
-        systems = {**baselines, **sources}
-        for index in systems.values():
-            index.refuse_unless_made_from(encoded)
-        splits = dict.fromkeys((self.config.split, "validation") if ranker is not None else (self.config.split,))
-        queries = {split: build_queries(data, split) for split in splits}
-        if not len(queries[self.config.split]):
-            raise ShortlistError(
-                f"`evaluation.split` must have a positive. Received: {self.config.split}, which has none. Give it a "
-                f"share, such as --set split.{self.config.split}=0.1."
-            )
-        depth = max(*self.config.cutoffs, 10)
-        ranked = {split: self._rank(q, depth, systems, candidates, ranker) for split, q in queries.items() if len(q)}
-        values = {
-            split: {name: self._measure(items, queries[split]) for name, items in lists.items()}
-            for split, lists in ranked.items()
-        }
-        comparisons = [c for split in ranked for c in self._compare(split, values[split], baselines, sources)]
-        blessed, reasons = self._bless(comparisons, ranker is not None)
-        metrics = {
-            "data": encoded.read_json("source.json").get("source"),
-            "split": self.config.split,
-            "seed": self.config.run_seed,
-            "blessed": blessed,
-            "reasons": reasons,
-            "systems": self._summary(values[self.config.split], ranked[self.config.split], data.num_items - 2),
-            "comparisons": comparisons,
-            "protocol": _protocol(data, queries[self.config.split], sources, candidates, ranker),
-        }
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        blessing = {"blessed": blessed, "reasons": reasons, "comparisons": comparisons}
-        (out / "blessing.json").write_text(json.dumps(blessing, indent=2))
-        _write_per_user(out / "per_user.parquet", data, queries[self.config.split], values[self.config.split])
-        write_report(out / "report.md", metrics, encoded.read_json("source.json"), encoded.read_json("splits.json"))
+            candidates.refuse_unless_made_from(data.artifact, *sources.values())
+        for index in {**baselines, **sources}.values():
+            index.refuse_unless_made_from(data.artifact)
 
     def _rank(
         self,
-        queries: Queries,
-        depth: int,
+        queries: Mapping[str, Queries],
         systems: Mapping[str, Index],
-        candidates: Candidates | None,
-        ranker: Model | None,
-    ) -> dict[str, np.ndarray]:
-        lists = {}
+        tables: Mapping[str, Mapping[str, np.ndarray]],
+        odds: Mapping[str, np.ndarray],
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """By split and system, the best items; one index is loaded at a time, and once."""
+        depth = max(*self.config.cutoffs, 10)
+        lists: dict[str, dict[str, np.ndarray]] = {split: {} for split in queries}
         for name, index in systems.items():
             loaded = load_index(index)
-            lists[name] = retrieve(loaded.scores, queries, depth, name)
-        if candidates is not None:
-            with np.load(candidates / f"{queries.split}.npz") as table:
-                items, features = table["items"], table["features"]
-            lists[UNION] = items[:, :depth]
-            if ranker is not None:
-                lists[TWO_STAGE] = rank_candidates(ranker, items, features)[:, :depth]
+            for split, q in queries.items():
+                lists[split][name] = retrieve(loaded.scores, q, depth, name)
+        for split, table in tables.items():
+            lists[split][UNION] = table["items"][:, :depth]
+            if split in odds:
+                lists[split][TWO_STAGE] = by_odds(table["items"], odds[split])[:, :depth]
         return lists
 
-    def _measure(self, items: np.ndarray, queries: Queries) -> dict[str, np.ndarray]:
-        cutoffs = sorted({*self.config.cutoffs, 10})
-        return ranking_metrics(items, queries.targets.offsets, queries.targets.values, cutoffs)
-
-    def _summary(
-        self, values: Mapping[str, Mapping[str, np.ndarray]], ranked: Mapping[str, np.ndarray], num_items: int
-    ) -> dict[str, dict[str, dict[str, float]]]:
-        systems: dict[str, dict[str, dict[str, float]]] = {}
-        for name, metrics in values.items():
-            rows: dict[str, dict[str, float]] = {}
-            for metric in (f"{m}@{k}" for m in METRICS for k in self.config.cutoffs):
-                mean, low, high = bootstrap_mean(metrics[metric], self.config.samples, self.config.seed)
-                users = int(np.isfinite(metrics[metric]).sum())
-                rows[metric] = {"value": mean, "low": low, "high": high, "users": users}
-            for k in self.config.cutoffs:
-                rows[f"coverage@{k}"] = {"value": coverage(ranked[name], k, num_items)}
-            systems[name] = rows
-        return systems
+    def _judge_shortlist(
+        self, values: dict[str, dict[str, np.ndarray]], table: Mapping[str, np.ndarray], odds: np.ndarray, made: Any
+    ) -> dict[str, Any]:
+        """The figures of both orders of the shortlists; those of users join `values`."""
+        items, label, weight = table["items"], table["label"], table["weight"]
+        scores = {UNION: table["fused"], TWO_STAGE: odds}
+        own = shortlist_values(scores, items, label, weight)
+        systems = figures(own, self.config.samples, self.config.seed)
+        for name, found in shortlist_figures(scores, items, label, weight).items():
+            systems[name] |= found
+            values[name] |= own[name]
+        there = items >= 2
+        judged: dict[str, Any] = {
+            "weight_from": made.read_json("candidates.json")["weight_from"],
+            "impressions": int(there.sum()),
+            "positives": int(label[there].sum()),
+            "systems": systems,
+        }
+        if np.isfinite(odds[there]).all():
+            judged["calibration"] = m.calibration(odds[there], np.where(label, weight, 0)[there], name=TWO_STAGE)
+        return judged
 
     def _compare(
         self,
@@ -180,23 +228,17 @@ class Evaluator(Component):
         def best(metric: str, names: list[str]) -> str:
             return max(names, key=lambda name: np.nanmean(values[name][metric]))
 
-        def pair(system: str, against: str, metric: str) -> dict[str, Any]:
-            a, b = values[system][metric], values[against][metric]
-            mean, low, high = paired_bootstrap(a, b, self.config.samples, self.config.seed)
-            users = int(np.isfinite(a - b).sum())
-            found = {"split": split, "metric": metric, "system": system, "against": against}
-            return {**found, "difference": mean, "low": low, "high": high, "users": users}
-
-        found = []
+        pairs: list[tuple[str, str, str]] = []
         popularity = [name for name in baselines if name == "popularity"]
         if TWO_STAGE in values:
             rivals = [name for name in baselines if not name.startswith("popularity")]
             simple = best("ndcg@10", [*rivals, *sources])
-            found += [pair(TWO_STAGE, against, "ndcg@10") for against in (*popularity, simple, UNION)]
+            pairs += [("ndcg@10", TWO_STAGE, against) for against in (*popularity, simple, UNION)]
         if UNION in values:
             recall = f"recall@{max(self.config.cutoffs)}"
-            found += [pair(UNION, against, recall) for against in (*popularity, best(recall, list(sources)))]
-        return found
+            pairs += [(recall, UNION, against) for against in (*popularity, best(recall, list(sources)))]
+        named = [{"split": split, "metric": a, "system": b, "against": c} for a, b, c in pairs]
+        return differences(named, values, self.config.samples, self.config.seed)
 
     @staticmethod
     def _bless(comparisons: list[dict[str, Any]], ranked: bool) -> tuple[bool, list[str]]:
@@ -218,29 +260,6 @@ class Evaluator(Component):
         return not reasons, reasons
 
 
-def rank_candidates(ranker: Model, items: np.ndarray, features: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """The candidates `[Q, K]` by the ranker's odds, best first, ties in the order of the candidates.
-
-    Raises:
-      ShortlistError: if an odds is not a number.
-    """
-    import tensorflow as tf
-
-    served = tf.saved_model.load(str(ranker / "serving"))
-    parts = [
-        served.score(tf.constant(features[start : start + batch_size])).numpy()
-        for start in range(0, len(items), batch_size)
-    ]
-    odds = np.concatenate(parts) if parts else np.zeros(items.shape, np.float32)
-    if np.isnan(odds).any():
-        raise ShortlistError(
-            "`ranker` scores candidates with NaN, so they have no order. Lower --set ranker.learning_rate. "
-            f"Received: NaN for {int(np.isnan(odds).any(axis=1).sum()):,} of {len(odds):,} queries."
-        )
-    order = np.argsort(np.where(items >= 2, -odds, np.inf), axis=1, kind="stable")
-    return np.take_along_axis(items, order, axis=1)
-
-
 def _protocol(
     data: EncodedData,
     queries: Queries,
@@ -260,6 +279,7 @@ def _protocol(
         "users_with_history": int((histories > 0).sum()),
         "targets": len(queries.targets.values),
         "targets_outside_catalogue": float((queries.targets.values < 2).mean()),
+        "targets_digest": _digest(data, queries),
     }
     if candidates is not None:
         info = candidates.read_json("candidates.json")
@@ -269,12 +289,22 @@ def _protocol(
     return found
 
 
+def _digest(data: EncodedData, queries: Queries) -> str:
+    """Stands for who was asked for what: runs with the same one can be compared."""
+    digest = hashlib.sha256(queries.targets.offsets.astype(np.int64).tobytes())
+    for ids in (data.users["id"][queries.user_key], data.items["id"][queries.targets.values]):
+        digest.update("\n".join(ids).encode())
+    return digest.hexdigest()[:16]
+
+
 def _write_per_user(
     path: Path, data: EncodedData, queries: Queries, values: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
     users = pa.array(data.users["id"][queries.user_key], pa.string())
+    names = dict.fromkeys(metric for own in values.values() for metric in own)
+    none = np.full(len(users), np.nan)
     tables = [
-        pa.table({"user": users, "system": pa.array([name] * len(users), pa.string()), **metrics})
-        for name, metrics in values.items()
+        pa.table({"user": users, "system": [system] * len(users), **{name: own.get(name, none) for name in names}})
+        for system, own in values.items()
     ]
     pq.write_table(pa.concat_tables(tables), path)

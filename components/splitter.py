@@ -49,6 +49,7 @@ class SplitConfig(Config):
       folds: number of folds of `kfold`, at least 3.
       fold: the fold that is test, from 0; the next one, cyclically, is validation.
       seed: orders ties, draws held-out users and folds.
+      keep_test: False leaves `test` out of the artifact, so that nothing that comes after can read it: a sweep does so.
     """
 
     strategy: Literal["per_user_time", "global_time", "leave_last_out", "strong", "kfold"] = "per_user_time"
@@ -59,6 +60,7 @@ class SplitConfig(Config):
     folds: int = pydantic.Field(5, ge=3, le=1_000_000)
     fold: int = pydantic.Field(0, ge=0)
     seed: int = pydantic.Field(0, ge=0, lt=2**32)
+    keep_test: bool = True
 
     @pydantic.model_validator(mode="after")
     def _leaves_train(self) -> "SplitConfig":
@@ -114,6 +116,8 @@ class Splitter(Component):
         """Writes `Splits`. `anomalies` is not read: it makes the step wait for the validation of its input."""
         interactions = pq.read_table(examples / "interactions.parquet")
         parts = split_rows(interactions, self.config)
+        if not self.config.keep_test:
+            del parts["test"]
         users = {}
         for name, rows in parts.items():
             table = interactions.take(pa.array(rows))

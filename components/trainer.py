@@ -26,10 +26,11 @@ class Trainer(Component):
     def modules(self) -> list[str]:
         return [*super().modules(), self.run_fn.partition(":")[0]]
 
-    def run(self, out: Path, encoded: Encoded, candidates: Candidates | None = None) -> None:
-        """See `Model` for what is written."""
+    def run(
+        self, out: Path, encoded: Encoded, candidates: Candidates | None = None, start: Model | None = None
+    ) -> None:
+        """See `Model` for what is written. `start` is a model to go on with, of the same trainer with fewer epochs."""
         module, _, function = self.run_fn.partition(":")
         inputs: dict[str, Artifact] = {"encoded": encoded}
-        if candidates is not None:
-            inputs["candidates"] = candidates
+        inputs |= {name: given for name, given in (("candidates", candidates), ("start", start)) if given is not None}
         getattr(importlib.import_module(module), function)(self.config, inputs, out)

@@ -56,7 +56,7 @@ class Transform(Component):
         Raises:
           ShortlistError: if no item is left in the vocabulary.
         """
-        parts = {name: pq.read_table(splits / f"{name}.parquet") for name in Splits.NAMES}
+        parts = {name: pq.read_table(splits / f"{name}.parquet") for name in splits.names}
         info = splits.read_json("splits.json")
         fitted = pa.concat_tables(parts.values()) if self.config.fit_on == "all" else parts["train"]
         items, users = _vocabulary(fitted["item"], self.config.min_count), _vocabulary(fitted["user"], 1)

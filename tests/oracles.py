@@ -1,4 +1,7 @@
-"""Slow, obvious NumPy twins of the fast code. Nothing here imports shortlist or TensorFlow."""
+"""Slow, obvious NumPy twins of the fast code. Nothing here imports shortlist or TensorFlow.
+
+Past 400 lines because every fast path has its twin here, in one place that imports NumPy alone.
+"""
 
 import numpy as np
 
@@ -379,3 +382,117 @@ def next_item_examples(rows, length):
             times = tuple(r["timestamp"] for r in last)
             found.append((row["user"], tuple(r["item"] for r in last), times, row["timestamp"], row["item"]))
     return found
+
+
+# --- EASE -----------------------------------------------------------------------------------------------------------
+
+
+def ease_weights(seen, l2):
+    """B of equation 8 by NumPy's general inverse, float64 [I, I], from booleans [U, I]."""
+    x = seen.astype(np.float64)
+    inverse = np.linalg.inv(x.T @ x + l2 * np.eye(x.shape[1]))
+    return np.eye(x.shape[1]) - inverse / np.diag(inverse)
+
+
+def keep_largest(weights, neighbours):
+    """Of every row the `neighbours` entries largest in size, ties by the lower column, the others 0."""
+    kept = np.zeros_like(weights)
+    for row, values in enumerate(weights):
+        for column in sorted(range(len(values)), key=lambda j: (-abs(values[j]), j))[:neighbours]:
+            kept[row, column] = values[column]
+    return kept
+
+
+# --- the evaluator ---------------------------------------------------------------------------------------------------
+
+
+def bootstrap_mean(values, samples=2000, seed=0, level=0.95):
+    """Mean and percentile interval of one column, by gathering the drawn users."""
+    kept = values[~np.isnan(values)].astype(np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(kept), (samples, len(kept)), np.int32)
+    low, high = np.quantile(kept[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return kept.mean(), low, high
+
+
+def sign_flip_p(differences):
+    """The share of all exchanges of signs that give a sum at least as far from 0."""
+    kept = [d for d in differences if not np.isnan(d)]
+    sums = [abs(sum(s * d for s, d in zip(signs, kept, strict=True))) for signs in _signs(len(kept))]
+    return np.mean([s >= abs(sum(kept)) - 1e-9 for s in sums])
+
+
+def _signs(n):
+    return [()] if n == 0 else [(s, *rest) for s in (1, -1) for rest in _signs(n - 1)]
+
+
+def holm(p):
+    corrected = []
+    for own in p:
+        smaller = sorted(q for q in p if q <= own)
+        corrected.append(max(min(1, (len(p) - place) * q) for place, q in enumerate(smaller)))
+    return corrected
+
+
+def list_metrics(ranked, k, watchers, users, genres, counts, history):
+    """One list by itself: mean surprise in bits, 1 − mean cosine of genres over pairs, popularity against a history."""
+    items = [i for i in ranked[:k] if i >= 2]
+    surprise = [-np.log2(max(watchers[i], 1) / users) for i in items]
+    pairs = [(a, b) for a in items for b in items if a < b and genres[a].any() and genres[b].any()]
+    alike = [cosine(genres[a], genres[b]) for a, b in pairs]
+    catalogue = list(counts[2:])
+
+    def percentile(i):
+        return sum((c < counts[i]) + (c == counts[i]) / 2 for c in catalogue) / len(catalogue)
+
+    def mean(values):
+        return sum(values) / len(values) if values else np.nan
+
+    return {
+        "novelty": mean(surprise),
+        "diversity": 1 - mean(alike),
+        "popularity_bias": mean([percentile(i) for i in items]) - mean([percentile(i) for i in history]),
+    }
+
+
+def gini(lists, k, num_items):
+    """Half the mean difference of the exposures of any two items, relative to their mean."""
+    shown = [item for own in lists for item in own[:k]]
+    exposure = np.array([shown.count(item) for item in range(2, num_items + 2)])
+    return np.abs(exposure[:, None] - exposure[None]).mean() / 2 / exposure.mean()
+
+
+def weighted_ndcg(ranked, targets, weights, k):
+    """NDCG whose gains are the weights of the targets; those of one item add up, those out of vocabulary never come."""
+    gain, unknown = {}, []
+    for item, weight in zip(targets, weights, strict=True):
+        if item < 2:
+            unknown.append(weight)
+        else:
+            gain[item] = gain.get(item, 0) + weight
+    best = sorted([*gain.values(), *unknown], reverse=True)[:k]
+    ideal = sum(w / np.log2(place + 1) for place, w in enumerate(best, 1))
+    got = sum(gain.get(item, 0) / np.log2(place + 1) for place, item in enumerate(ranked[:k], 1))
+    return got / ideal if ideal else np.nan
+
+
+def lost_pairs(scores, positive, weight, group):
+    """Over pairs of a positive and a negative of one group: the weight on the wrong side, ties half, and all weight."""
+    lost = total = 0.0
+    for s, is_positive, w, g in zip(scores, positive, weight, group, strict=True):
+        for other, other_positive, h in zip(scores, positive, group, strict=True):
+            if is_positive and not other_positive and g == h:
+                total += float(w)
+                lost += float(w) * (1.0 if other > s else 0.5 if other == s else 0.0)
+    return lost, total
+
+
+def calibration(expected, actual, buckets):
+    """By bucket its rows: the average rank of a prediction says where it lies."""
+    found = {}
+    for row, x in enumerate(expected):
+        rank = sum(y < x for y in expected) + (sum(y == x for y in expected) + 1) / 2
+        found.setdefault(int(buckets * (rank - 0.5) / len(expected)), []).append(row)
+    return {
+        b: (len(rows), np.mean([expected[r] for r in rows]), np.mean([actual[r] for r in rows]))
+        for b, rows in sorted(found.items())
+    }

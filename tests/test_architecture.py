@@ -130,6 +130,8 @@ def lacking(root: Path, name: str, cls: str, module: str) -> list[str]:
         lacks += [f"`{need}` in trainers/{name}.py" for need in ("Config", "train") if need not in defined]
     if not (root / f"trainers/configs/{name}.toml").exists():
         lacks.append(f"trainers/configs/{name}.toml")
+    if not (root / f"trainers/configs/{name}.search.toml").exists():
+        lacks.append(f"trainers/configs/{name}.search.toml")
     readme = root / "README.md"
     rows = [line for line in readme.read_text().splitlines() if line.startswith("|")] if readme.exists() else []
     if not any(f"`{name}`" in row for row in rows):
@@ -275,16 +277,19 @@ def test_what_a_model_lacks_is_named_until_it_is_there(tmp_path):
     assert write("README.md", "`foo`\n| `food` |") == [
         "trainers/foo.py with `Config` and `train`",
         "trainers/configs/foo.toml",
+        "trainers/configs/foo.search.toml",
         row,
         contract,
     ]
     assert write("trainers/foo.py", "class Config: ...") == [
         "`train` in trainers/foo.py",
         "trainers/configs/foo.toml",
+        "trainers/configs/foo.search.toml",
         row,
         contract,
     ]
     write("trainers/foo.py", "class Config: ...\ndef train(): ...")
+    write("trainers/configs/foo.search.toml", "")
     assert write("trainers/configs/foo.toml", "") == [row, contract]
     assert write("README.md", "| `foo` | a model |") == [contract]
     assert write("tests/models/test_foos.py", "class TestFoo(ModelContract):\n    model = Food") == [contract]

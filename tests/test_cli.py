@@ -8,7 +8,7 @@ import pytest
 import small_run
 from cli_cases import cli, flat, refused, whole
 
-COMMANDS = ("run", "train", "evaluate", "recommend", "models", "data")
+COMMANDS = ("run", "train", "tune", "evaluate", "recommend", "models", "data")
 HEAD = "user,item,timestamp,rating\n"
 ROWS = "".join(f"u{user},i{(user + step) % 20},{1000 * step},3\n" for user in range(8) for step in range(10))
 TINY = ("sources.wals.embedding_dim=2", "sources.wals.epochs=1", "sources.two_tower.epochs=1")
@@ -41,7 +41,7 @@ def test_models_are_listed_a_line_each():
     result = cli("models")
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert result.exit_code == 0
-    assert names == ["item_knn", "popularity", "two_tower", "wals", "weighted_logistic"]
+    assert names == ["ease", "item_knn", "popularity", "two_tower", "wals", "weighted_logistic"]
 
 
 def test_sources_of_data_are_listed_a_line_each():
@@ -56,7 +56,7 @@ def test_sources_of_data_are_listed_a_line_each():
 
 SETTINGS = [
     (["--data", "nope"], "`source` must be one of: demo, tfds:movielens/latest-small"),
-    (["--data", "csv:"], "csv:PATH, parquet:PATH. Received: 'csv:'."),
+    (["--data", "csv:"], "parquet:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'csv:'."),
     (["--set", "sources.wals.embeding_dim=3"], "Did you mean `embedding_dim`?"),
     (["--set", "rankr.epochs=3"], "`rankr` is not a setting of the configuration. Did you mean `ranker`?"),
     (["--set", "shortlist.sise=3"], "`shortlist.sise` is not a setting of the configuration. Did you mean `size`?"),
@@ -67,7 +67,7 @@ SETTINGS = [
     (["--set", "sources.wals=3"], "`sources.wals` must be a table of settings. Received: 3."),
     (["--set", "evaluation=3"], "`evaluation` must be a table of settings. Received: 3."),
     (["--set", "sources={}"], "`sources` of the configuration: Dictionary should have at least 1 item"),
-    (["--set", "sources.mine.model=nope"], "`model` must be one of item_knn, popularity, two_tower, wals,"),
+    (["--set", "sources.mine.model=nope"], "`model` must be one of ease, item_knn, popularity, two_tower, wals,"),
     (["--set", "ranker.model=wals"], "`ranker.model` must be weighted_logistic. Received: 'wals'."),
     (["--set", "sources.mine.model=weighted_logistic"], "`sources.mine.model` must be a retriever."),
     (["--set", "sources.popularity={}"], "`baselines.popularity` needs a name of its own"),
@@ -146,7 +146,7 @@ def test_a_setting_of_a_config_file_gives_way_to_set(tmp_path, log):
 
 
 def test_train_refuses_what_is_no_model_and_names_its_own_settings(tmp_path):
-    known = "`model` must be one of item_knn, popularity, two_tower, wals, weighted_logistic. Received: 'nope'."
+    known = "`model` must be one of ease, item_knn, popularity, two_tower, wals, weighted_logistic. Received: 'nope'."
     assert known in refused("train", "nope", "--workdir", tmp_path / "run")
     line = refused("train", "weighted_logistic", "--workdir", tmp_path / "run", "--set", "epoks=3")
     assert "`epoks` is not a setting of weighted_logistic (weighted_logistic). Did you mean `epochs`?" in line

@@ -12,10 +12,10 @@ import tensorflow as tf
 from shortlist import ShortlistError
 from shortlist.components._config import Config
 from shortlist.components._first_stage import retrieve
-from shortlist.components._metrics import ranking_metrics
 from shortlist.components._progress import progress
-from shortlist.components._queries import EncodedData, build_queries
-from shortlist.components.artifacts import Encoded
+from shortlist.components._queries import EncodedData, Queries, build_queries
+from shortlist.components.artifacts import Model
+from shortlist.components.metrics import ranking_metrics
 from shortlist.models._base import QUERY_SPEC
 
 
@@ -33,6 +33,18 @@ class TrainerConfig(Config):
     train_on: str = pydantic.Field("train", pattern="^(train|all)$")
 
 
+class EpochsConfig(TrainerConfig):
+    """What a trainer that goes by epochs has besides.
+
+    Args:
+      epochs: number of the last epoch; a model that is gone on with has had its own before.
+      patience: above 0 stops early, after so many epochs without a better NDCG@10 on `validation`.
+    """
+
+    epochs: int = pydantic.Field(12, ge=1)
+    patience: int = pydantic.Field(0, ge=0)
+
+
 def prepare(config: TrainerConfig) -> None:
     """Makes what follows repeatable."""
     tf.keras.utils.set_random_seed(config.seed)
@@ -47,7 +59,7 @@ def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData,
       ShortlistError: if none of the rows is a positive.
     """
     data = EncodedData(inputs["encoded"])
-    rows = data.rows(*(Encoded.NAMES if config.train_on == "all" else ("train",)))
+    rows = data.rows(*(data.artifact.names if config.train_on == "all" else ("train",)))
     if not rows["positive"].any():
         raise ShortlistError(
             "`train` must hold a positive, or there is nothing to learn from. Lower --positive-threshold, or leave it "
@@ -55,6 +67,15 @@ def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData,
             f"positive_threshold={data.state['positive_threshold']}."
         )
     return data, rows
+
+
+def start_of(inputs: Mapping[str, Any]) -> tuple[Any, int]:
+    """The model to go on with, its optimizer's state included, and the epochs that it has had; None and 0 if there is
+    none, and training begins anew."""
+    start: Model | None = inputs.get("start")
+    if start is None:
+        return None, 0
+    return tf.keras.models.load_model(str(start / "model.keras")), start.read_json("model.json")["config"]["epochs"]
 
 
 def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items: int) -> tf.SparseTensor:
@@ -85,14 +106,14 @@ class Validate(tf.keras.callbacks.Callback):
     """Adds `val_ndcg@10`, measured on `validation` over the full catalogue, to the logs of an epoch.
 
     Args:
-      rank: gives the ranked items of every validation query, int32 `[Q, K]`.
+      rank: from the queries of `validation` to the ranked items of each, int32 `[Q, K]`.
       data: the encoded data.
 
     Raises:
       ShortlistError: if `validation` has no positive.
     """
 
-    def __init__(self, rank: Callable[[], np.ndarray], data: EncodedData):
+    def __init__(self, rank: Callable[[Queries], np.ndarray], data: EncodedData):
         super().__init__()
         self.rank, self.queries = rank, build_queries(data, "validation")
         if not len(self.queries):
@@ -103,7 +124,7 @@ class Validate(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         targets = self.queries.targets
-        values = ranking_metrics(self.rank(), targets.offsets, targets.values, (10,))["ndcg@10"]
+        values = ranking_metrics(self.rank(self.queries), targets.offsets, targets.values, (10,))["ndcg@10"]
         if logs is not None:
             logs["val_ndcg@10"] = float(np.nanmean(values))
 
@@ -122,8 +143,7 @@ def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) 
     """The validation of a retriever, if it is to stop early."""
     if not patience:
         return None
-    validate = Validate(lambda: retrieve(model.score_items, validate.queries, 10, name), data)
-    return validate
+    return Validate(lambda queries: retrieve(model.score_items, queries, 10, name), data)
 
 
 def serving(model: Any) -> tf.Module:

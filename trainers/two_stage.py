@@ -1,5 +1,6 @@
 """The whole pipeline on one screen, and the configuration that it is built from."""
 
+import copy
 import importlib
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import pydantic
 import tomllib
 
 from shortlist import ShortlistError
-from shortlist.components._config import Config, parse
+from shortlist.components._config import Config, parse, unknown
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.evaluator import TWO_STAGE, UNION, EvaluationConfig, Evaluator
@@ -32,10 +33,18 @@ RANKER = "weighted_logistic"
 
 
 class ModelConfig(Config):
-    """A model to train: the name of its trainer and the settings that differ from `configs/<model>.toml`."""
+    """A model to train.
+
+    Args:
+      model: the name of its trainer.
+      settings: those that differ from `configs/<model>.toml`.
+      rungs: epochs after which the training is kept as an artifact and gone on with, ascending; the last one is where
+        it ends, in the place of the setting `epochs`. For Hyperband.
+    """
 
     model: str
     settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+    rungs: tuple[int, ...] = ()
 
 
 class TwoStage(Config):
@@ -64,51 +73,65 @@ class TwoStage(Config):
     push: PusherConfig = PusherConfig()
 
 
-def two_stage(config: TwoStage) -> Pipeline:
-    """Builds the pipeline; `run()` runs it."""
-    p, encoded, baselines = _measured(config)
+def two_stage(config: TwoStage, shared: bool = False) -> Pipeline:
+    """Builds the pipeline; `run()` runs it. `shared`: see `Pipeline`."""
+    p, splits, encoded, baselines = _measured(config, shared)
     sources = _retrievers(p, config, config.sources, encoded)
     candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
-    ranker = p.add(_trainer(RANKER, config.ranker, config), encoded, candidates)
+    ranker = _trained(p, RANKER, config.ranker, config, encoded, candidates)
     evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates, ranker)
     if config.refit:
-        encoded = p.add(Transform(config.transform.model_copy(update={"fit_on": "all"}), "refit"), _splits())
+        encoded = p.add(Transform(config.transform.model_copy(update={"fit_on": "all"}), "refit"), splits)
         sources = _retrievers(p, config, config.sources, encoded, "refit.")
     bundle = p.add(Exporter(config.bundle), encoded, sources, candidates, ranker)
     p.add(Pusher(config.push), evaluation, p.add(InfraValidator(), bundle), bundle)
     return p
 
 
-def retrieval_only(config: TwoStage) -> Pipeline:
+def retrieval_only(config: TwoStage, shared: bool = False) -> Pipeline:
     """Trains and measures the sources alone, each by itself."""
-    p, encoded, baselines = _measured(config)
+    p, _, encoded, baselines = _measured(config, shared)
     p.add(Evaluator(config.evaluation), encoded, baselines, _retrievers(p, config, config.sources, encoded))
     return p
 
 
-def _measured(config: TwoStage) -> tuple[Pipeline, Node, dict[str, Node]]:
-    p = Pipeline(config.workdir)
+def shortlist_only(config: TwoStage, shared: bool = False) -> Pipeline:
+    """Trains the sources, and measures them and their union; there is no ranker."""
+    p, _, encoded, baselines = _measured(config, shared)
+    sources = _retrievers(p, config, config.sources, encoded)
+    candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
+    p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates)
+    return p
+
+
+def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, Node, Node, dict[str, Node]]:
+    p = Pipeline(config.workdir, shared)
     examples = p.add(ExampleGen(config.data))
     schema = p.add(SchemaGen(config.schemas), p.add(StatisticsGen(), examples), examples)
     anomalies = p.add(ExampleValidator(config.validator), examples, schema)
-    encoded = p.add(Transform(config.transform), p.add(Splitter(config.split), examples, anomalies))
-    return p, encoded, _retrievers(p, config, config.baselines, encoded)
-
-
-def _splits() -> Node:
-    return Node("Splitter", Splitter.output)
+    splits = p.add(Splitter(config.split), examples, anomalies)
+    encoded = p.add(Transform(config.transform), splits)
+    return p, splits, encoded, _retrievers(p, config, config.baselines, encoded)
 
 
 def _retrievers(
     p: Pipeline, config: TwoStage, models: Mapping[str, ModelConfig], encoded: Node, prefix: str = ""
 ) -> dict[str, Node]:
     train_on = {"train_on": "all"} if prefix else {}
-    return {
-        name: p.add(
-            RetrievalIndex(prefix + name), p.add(_trainer(prefix + name, model, config, train_on), encoded), encoded
-        )
-        for name, model in models.items()
-    }
+    trained = {n: _trained(p, prefix + n, model, config, encoded, forced=train_on) for n, model in models.items()}
+    return {name: p.add(RetrievalIndex(prefix + name), model, encoded) for name, model in trained.items()}
+
+
+def _trained(
+    p: Pipeline, name: str, model: ModelConfig, config: TwoStage, *inputs: Node, forced: Mapping[str, Any] | None = None
+) -> Node:
+    if not model.rungs:
+        return p.add(_trainer(name, model, config, forced), *inputs)
+    start: dict[str, Node] = {}
+    for epochs in model.rungs:
+        step = _trainer(f"{name}.epochs{epochs}", model, config, {**(forced or {}), "epochs": epochs})
+        start = {"start": p.add(step, *inputs, **start)}
+    return start["start"]
 
 
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
@@ -120,7 +143,7 @@ def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[st
 
 def model_names() -> list[str]:
     """The models that have a trainer."""
-    return sorted(path.stem for path in CONFIGS.glob("*.toml") if path.stem != "two_stage")
+    return sorted(path.stem for path in CONFIGS.glob("*.toml") if path.stem != "two_stage" and "." not in path.stem)
 
 
 def defaults(model: str) -> dict[str, Any]:
@@ -134,11 +157,36 @@ def defaults(model: str) -> dict[str, Any]:
     return tomllib.loads((CONFIGS / f"{model}.toml").read_text())
 
 
-def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> TwoStage:
+def setting_of(config: TwoStage, name: str) -> Any:
+    """The value of a setting by its dotted name, one of a model that stands nowhere but in its defaults too.
+
+    Raises:
+      ShortlistError: if there is none, with the nearest name.
+    """
+    group, _, rest = name.partition(".")
+    value: Any = config
+    if group in ("sources", "baselines"):
+        model, _, name = rest.partition(".")
+        models = getattr(config, group)
+        if model not in models:
+            raise ShortlistError(unknown(f"{group}.{model}", list(models), "the configuration"))
+        value = _trainer(model, models[model], config).config
+    elif group == "ranker":
+        value, name = _trainer(RANKER, config.ranker, config).config, rest
+    for part in name.split("."):
+        if part not in getattr(type(value), "model_fields", {}):
+            where = {"TwoStage": "the configuration"}.get(type(value).__name__, f"`{group}`")
+            raise ShortlistError(unknown(part, getattr(type(value), "model_fields", {}), where))
+        value = getattr(value, part)
+    return value
+
+
+def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> TwoStage:
     """The shipped configuration, changed by a TOML file and then by single settings.
 
     Args:
-      file: a TOML file with any part of the settings; a table `sources` or `baselines` replaces the shipped one.
+      file: a TOML file with any part of the settings, or what is in one; a table `sources` or `baselines` replaces the
+        shipped one.
       overrides: values by dotted name, such as `{"sources.wals.embedding_dim": 64}`.
 
     Raises:
@@ -146,7 +194,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     """
     values = tomllib.loads((CONFIGS / "two_stage.toml").read_text())
     if file is not None:
-        values = _merge(values, read_toml(file))
+        values = _merge(values, read_toml(file) if isinstance(file, Path) else copy.deepcopy(dict(file)))
     for name, value in (overrides or {}).items():
         *tables, last = name.split(".")
         table = values
@@ -154,7 +202,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
-        table[last] = value
+        table[last] = copy.deepcopy(value)  # the next dotted name may go into it
     for group in ("sources", "baselines"):
         named = _table(values.get(group, {}), group).items()
         values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
@@ -169,8 +217,8 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     return config
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """The values of a TOML file.
+def read_toml(file: Path, option: str = "--config") -> dict[str, Any]:
+    """The values of a TOML file that `option` names.
 
     Raises:
       ShortlistError: if there is none, or it is not TOML.
@@ -179,7 +227,7 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ShortlistError(f"`--config` must be a TOML file that can be read: {reason}. Received: {file}.") from None
+        raise ShortlistError(f"`{option}` must be a TOML file that can be read: {reason}. Received: {file}.") from None
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

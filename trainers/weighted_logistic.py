@@ -11,13 +11,15 @@ import tensorflow as tf
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
 from shortlist.models.weighted_logistic import WeightedLogistic
-from shortlist.trainers._common import TrainerConfig, Validate, callbacks, prepare, save, served
+from shortlist.trainers._common import EpochsConfig, Validate, callbacks, prepare, save, served, start_of
 
 
-class Config(TrainerConfig):
-    """Settings of the ranker; see the model. `patience` above 0 stops early on `validation`.
+class Config(EpochsConfig):
+    """Settings of the ranker; see the model.
 
-    `train_on="all"` adds the candidates of `validation` and `test`, made by sources that saw neither.
+    Args:
+      decay_epochs: epochs in which the learning rate falls to 0 along a cosine; those of the training where None.
+      train_on: "all" adds the candidates of `validation` and `test`, made by sources that saw neither.
     """
 
     hidden_units: tuple[int, ...] = (128,)
@@ -26,8 +28,8 @@ class Config(TrainerConfig):
     learning_rate: float = pydantic.Field(0.002, gt=0)
     batch_size: int = pydantic.Field(1024, ge=1)
     epochs: int = pydantic.Field(10, ge=1)
+    decay_epochs: int | None = pydantic.Field(None, ge=1)
     weighted: bool = True
-    patience: int = pydantic.Field(0, ge=0)
 
 
 def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
@@ -39,7 +41,7 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     prepare(config)
     candidates = inputs["candidates"]
     info = candidates.read_json("candidates.json")
-    splits = ("rank_train", "validation", "test") if config.train_on == "all" else ("rank_train",)
+    splits = candidates.names if config.train_on == "all" else ("rank_train",)
     parts = [_examples(candidates / f"{split}.npz", config.weighted) for split in splits]
     features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if not label.any():
@@ -48,30 +50,36 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
             "has none; take another strategy) or `shortlist.quota`. "
             f"Received: {len(label):,} candidates, no positive."
         )
-    model = WeightedLogistic(features.shape[1], config.hidden_units, config.dropout, config.l2)
-    model.adapt(features)
-    steps = -(-len(features) // config.batch_size)
-    schedule = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
-    model.compile(optimizer=tf.keras.optimizers.Adam(schedule))
+    start, first = start_of(inputs)
+    model = start or _new(config, features)
     order = np.random.default_rng(config.seed).permutation(len(features))  # fit shuffles again, by its own seed
     validate = None
     if config.patience:
         held = np.load(candidates / "validation.npz")
-        validate = Validate(lambda: rank(model, held["items"], held["features"]), EncodedData(inputs["encoded"]))
+        validate = Validate(lambda _: rank(model, held["items"], held["features"]), EncodedData(inputs["encoded"]))
     history = model.fit(
         features[order],
         label[order],
         sample_weight=weight[order],
         batch_size=config.batch_size,
         epochs=config.epochs,
+        initial_epoch=first,
         verbose=0,
         callbacks=callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate),
     )
     proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
     notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
     spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
-    values = {key: value for key, value in history.history.items() if key != "lr"}
-    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, values, notes)
+    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, history.history, notes)
+
+
+def _new(config: Config, features: np.ndarray) -> WeightedLogistic:
+    model = WeightedLogistic(features.shape[1], config.hidden_units, config.dropout, config.l2)
+    model.adapt(features)
+    steps = -(-len(features) // config.batch_size) * (config.decay_epochs or config.epochs)
+    schedule = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
+    model.compile(optimizer=tf.keras.optimizers.Adam(schedule))
+    return model
 
 
 def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The command line. Every command prints what it did, and where; errors are one line, with exit code 2.
 
-Past 400 lines because Typer reads a command's options from its signature, and what six commands print is here as well.
+Past 400 lines because Typer reads the options from signatures, and what seven commands print is here as well.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,7 @@ from shortlist import ShortlistError
 if TYPE_CHECKING:
     from shortlist.components.artifacts import Artifact
     from shortlist.components.pipeline import Pipeline
+    from shortlist.trainers.tuning import Sweep
     from shortlist.trainers.two_stage import TwoStage
 
 
@@ -57,7 +58,9 @@ wide = Console(highlight=False, width=max(out.width, 118))
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 NOT_BLESSED = 3
 
-Data = Annotated[str, typer.Option("--data", help="demo, tfds:movielens/latest-small, csv:PATH or parquet:PATH.")]
+Data = Annotated[
+    str, typer.Option("--data", help="demo, tfds:movielens/latest-small, csv:PATH, parquet:PATH or simulated.")
+]
 Archive = Annotated[
     Path | None, typer.Option(help="Folder with the official archive of a tfds: set; nothing is downloaded then.")
 ]
@@ -115,9 +118,10 @@ def run(
 
     Example: [bold]shortlist run --data tfds:movielens/latest-small --set sources.wals.embedding_dim=128[/bold]
     """
-    from shortlist.trainers.two_stage import two_stage
+    from shortlist.trainers.two_stage import load_config, two_stage
 
-    settings = _settings(data, archive_dir, workdir, config, overrides, seed, positive_threshold)
+    _, given = _given("two_stage", data, archive_dir, None, overrides, seed, positive_threshold)
+    settings = load_config(config, {"workdir": str(workdir or Path("runs") / _slug(data)), **given})
     settings = settings.model_copy(update={"refit": refit or settings.refit})
     _show_run(settings, _execute(two_stage, settings, force))
 
@@ -141,24 +145,113 @@ def train(
 
     Example: [bold]shortlist train wals --data demo --set embedding_dim=128 --set split.test=0.2[/bold]
     """
-    from shortlist.trainers.two_stage import RANKER, defaults, parse_overrides, read_toml, retrieval_only, two_stage
+    from shortlist.trainers.two_stage import RANKER, defaults, load_config, retrieval_only, two_stage
 
     defaults(model)  # refuses what is not a model
-    given = {**(read_toml(config) if config else {}), **parse_overrides(overrides or [])}
-    own = {key: value for key, value in given.items() if "." not in key}
-    pipeline = {key: value for key, value in given.items() if "." in key}
+    _, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
+    alone = {} if model == RANKER else {"sources": {model: {}}}
+    if model in ("item_knn", "popularity"):
+        alone["baselines"] = {}
+    folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}
+    settings = load_config(None, {**alone, **folder, **given})
     if model == RANKER:
-        changes = {**pipeline, **{f"ranker.{key}": value for key, value in own.items()}}
-        settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(two_stage, settings, force, until=["Evaluator"])
     else:
-        baselines: dict[str, Any] = {"baselines": {}} if model in ("item_knn", "popularity") else {}
-        changes = {"sources": {model: own}, **baselines, **pipeline}
-        settings = _settings(data, archive_dir, workdir, None, None, seed, positive_threshold, changes, model)
         done = _execute(retrieval_only, settings, force)
     _show_metrics(done["Evaluator"].read_json("metrics.json"))
     step = "Trainer.weighted_logistic" if model == RANKER else f"Trainer.{model}"
     out.print(f"\nModel: {escape(str(done[step].uri / 'model.keras'))}", soft_wrap=True)
+
+
+@app.command()
+@_one_line
+def tune(
+    model: Annotated[str, typer.Argument(help="A name of `shortlist models`, or two_stage.")],
+    data: Data = "demo",
+    archive_dir: Archive = None,
+    algorithm: Annotated[str, typer.Option(help="random, bayesian, hyperband or grid.")] = "random",
+    trials: Annotated[
+        int | None,
+        typer.Option(help="The most, for each stage of two_stage. [default: 20; no limit for grid, hyperband]"),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="No trial begins after so many minutes.")] = None,
+    objective: Annotated[str, typer.Option(help="A metric on validation, such as ndcg@10 or recall@100.")] = "ndcg@10",
+    space: Annotated[
+        Path | None, typer.Option(help="TOML file of what to search. [default: the shipped <model>.search.toml]")
+    ] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="hyperband: epochs of the best. [default: as shipped]")] = None,
+    factor: Annotated[int, typer.Option(help="hyperband: one trial of so many goes on.")] = 3,
+    workers: Annotated[int, typer.Option(help="Processes beside each other; 0 is this one alone.", min=0)] = 0,
+    workdir: Annotated[
+        Path | None, typer.Option(help="The sweep's folder. [default: runs/tune-<model>-<data>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in a folder that holds a sweep.")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search and of every trainer. [default: 0]")] = None,
+    positive_threshold: Threshold = None,
+) -> None:
+    """Searches the settings of a model, or of both stages one after the other, on validation; test is never read.
+
+    The first trial has the shipped settings. What --config and --set give is fixed and not searched, as in `train`: a
+    name with a dot is a setting of the pipeline. A killed sweep goes on with --resume. With KERASTUNER_TUNER_ID,
+    KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set, it is one process of many on machines that share the folder.
+
+    Example: [bold]shortlist tune wals --data demo --algorithm bayesian --trials 30 --set embedding_dim=64[/bold]
+    """
+    from shortlist.components._config import parse
+    from shortlist.trainers.tuning import SweepConfig, tune
+    from shortlist.trainers.two_stage import read_toml
+
+    limit = trials if trials is not None or algorithm in ("grid", "hyperband") else 20
+    file, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
+    values = {
+        "target": model,
+        "algorithm": algorithm,
+        "trials": limit,
+        "objective": objective,
+        "seed": seed or 0,
+        "max_epochs": max_epochs,
+        "factor": factor,
+        "file": file,
+        "given": given,
+        "space": read_toml(space, "--space") if space else None,
+    }
+    folder = workdir or Path("runs") / _slug("tune", model, data)
+    err.print(f"[bold]{escape(model)}[/bold], {escape(algorithm)} → {escape(str(folder))}")
+    sweep = tune(parse(SweepConfig, values, "the sweep"), folder, minutes, workers, resume, overwrite)
+    _show_sweep(sweep)
+
+
+def _show_sweep(sweep: "Sweep") -> None:
+    from shortlist.components._sweep_report import best_trial
+    from shortlist.trainers import tuning
+
+    for stage in sweep.stages:
+        records = [r for r in sweep.records() if r.stage == stage.name]
+        best = best_trial(records)
+        if best is None or best.objective is None:
+            continue
+        first = records[0].objective
+        shipped = "" if first is None else f", {first:.4f} with the settings that it began with"
+        failed = sum(r.status == "failed" for r in records)
+        head = (
+            f"{stage.name or sweep.config.target}: {stage.objective} {best.objective:.4f} (trial {best.trial}){shipped}"
+        )
+        out.print(escape(f"{head}. {len(records)} trials, {failed} failed."), soft_wrap=True)
+        for name, value in best.settings.items():
+            out.print(f"  {name} = {value}", soft_wrap=True, markup=False)
+    for name in (tuning.TRIALS, tuning.REPORT, tuning.BEST):
+        out.print(str(sweep.workdir / name), soft_wrap=True, markup=False)
+    whole = sweep.config.target == "two_stage"
+    command = "run" if whole else f"train {sweep.config.target}"
+    data = sweep.config.given["data.source"]
+    archive = sweep.config.given.get("data.archive_dir")
+    extra = f" --archive-dir {archive}" if archive else ""
+    out.print(
+        f"On test: shortlist {command} --data {data}{extra} --config {sweep.workdir / tuning.BEST}", soft_wrap=True
+    )
 
 
 @app.command()
@@ -231,41 +324,51 @@ def data() -> None:
         _line(f"tfds:movielens/{name}", "through tensorflow_datasets; --archive-dir reads an official archive")
     _line("csv:PATH", "a table of interactions; --set data.columns.user=NAME maps its columns")
     _line("parquet:PATH", "the same as Parquet")
+    _line("simulated", "impressions whose true expected watch time is known; simulated:impressions=50000,seed=1")
 
 
 def _line(name: str, text: str) -> None:
     out.print(f"{name:28}{text}", soft_wrap=True, markup=False)
 
 
-def _settings(
+def _given(
+    model: str,
     data: str,
     archive_dir: Path | None,
-    workdir: Path | None,
     config: Path | None,
     overrides: list[str] | None,
     seed: int | None,
     positive_threshold: float | None,
-    changes: dict[str, Any] | None = None,
-    suffix: str = "",
-) -> "TwoStage":
-    from shortlist.trainers.two_stage import load_config, parse_overrides
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the options say, as a file and by dotted names. A model's own settings get its place in front."""
+    from shortlist.trainers.two_stage import RANKER, parse_overrides, read_toml
 
-    values: dict[str, Any] = {"data.source": data, **(changes or {}), **parse_overrides(overrides or [])}
-    slug = "-".join(filter(None, [re.sub(r"[^A-Za-z0-9.]+", "-", data.removeprefix("tfds:")).strip("-"), suffix]))
-    given = {
+    options = {
+        "data.source": data,
         "data.archive_dir": archive_dir and str(archive_dir),
-        "workdir": str(workdir or Path("runs") / (slug or "run")),
         "seed": seed,
         "split.positive_threshold": positive_threshold,
     }
-    return load_config(config, {**{key: value for key, value in given.items() if value is not None}, **values})
+    file = read_toml(config) if config else {}
+    own = parse_overrides(overrides or [])
+    if model != "two_stage":
+        place = "ranker." if model == RANKER else f"sources.{model}."
+        own = {name if "." in name else place + name: value for name, value in {**file, **own}.items()}
+        file = {}
+    return file, {**{name: value for name, value in options.items() if value is not None}, **own}
+
+
+def _slug(*parts: str) -> str:
+    """A folder's name for data and a model."""
+    plain = (re.sub(r"[^A-Za-z0-9._]+", "-", part.removeprefix("tfds:")).strip("-") for part in parts)
+    return "-".join(filter(None, plain)) or "run"
 
 
 def _execute(
     build: Callable[["TwoStage"], "Pipeline"],
     settings: "TwoStage",
     force: list[str] | None,
-    until: list[str] = [],  # noqa: B006
+    until: Sequence[str] = (),
 ) -> "dict[str, Artifact]":
     pipeline = build(settings)
     err.print(f"[bold]{escape(settings.data.source)}[/bold] → {escape(str(settings.workdir))}")

@@ -1,4 +1,7 @@
-"""The evaluation against loops over the scores, the rule of blessing, and what is refused."""
+"""The evaluation against loops over the scores, the rule of blessing, and what is refused.
+
+Past 400 lines because all of it is held against one small world that is built here.
+"""
 
 import json
 import re
@@ -17,11 +20,12 @@ from hypothesis import strategies as st
 from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.components._first_stage import ShortlistConfig
-from shortlist.components._metrics import bootstrap_mean, paired_bootstrap
 from shortlist.components._queries import EncodedData
+from shortlist.components._second_stage import rank_candidates
 from shortlist.components.artifacts import Artifact
 from shortlist.components.candidate_generator import CandidateGenerator
-from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator, rank_candidates
+from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator
+from shortlist.components.metrics import paired_bootstrap
 from shortlist.components.pipeline import Node, Pipeline
 
 SEEDS = {"popularity": 1, "popularity_recent": 2, "item_knn": 3, "left": 4, "right": 5}
@@ -130,27 +134,47 @@ def test_every_figure_equals_the_loop(small: tuple[Small, Artifact], parts: Any)
     lists, wanted = ranked_by_loop(run, parts, "test"), targets(run, parts, "test")
     table = pq.read_table(artifact / "per_user.parquet").to_pylist()
     rows = {(r["system"], r["user"]): r for r in table}
+    number = {item: n for n, item in enumerate(EncodedData(run["Transform"]).items["id"]) if n >= 2}
+    counts = np.bincount([number[r["item"]] for r in parts["train"]], minlength=len(number) + 2)  # no item twice a user
+    genres = np.ones((len(counts), 1))
+    earlier = [r for name in ("train", "rank_train", "validation") for r in parts[name] if r["item"] in number]
+    history = {user: [number[r["item"]] for r in earlier if r["user"] == user] for user in wanted}
     assert list(metrics["systems"]) == list(lists) == [*BASELINES, *SOURCES, "union", "two_stage"]
     assert len(table) == len(rows) == len(lists) * len(wanted)
     for system, by_user in lists.items():
         figures = metrics["systems"][system]
-        assert set(figures) == {f"{m}@{k}" for m in (*METRICS, "coverage") for k in CUTOFFS}
+        names = (
+            *METRICS,
+            "novelty",
+            "diversity",
+            "popularity_bias",
+            "coverage",
+            "gini",
+        )
+        assert set(figures) == {f"{m}@{k}" for m in names for k in CUTOFFS}
         for k in CUTOFFS:
-            own = {user: oracles.ranking_metrics(items, wanted[user], k) for user, items in by_user.items()}
-            for metric in METRICS:
+            own = {
+                user: oracles.ranking_metrics(items, wanted[user], k)
+                | oracles.list_metrics(items, k, counts, 12, genres, counts, history[user])
+                for user, items in by_user.items()
+            }
+            for metric in names[:-2]:
                 values = np.array([own[user][metric] for user in sorted(own)])
-                np.testing.assert_allclose([rows[system, u][f"{metric}@{k}"] for u in sorted(own)], values)
-                mean, low, high = bootstrap_mean(values, 300, 0)
-                figure = figures[f"{metric}@{k}"]
-                assert figure == pytest.approx({"value": mean, "low": low, "high": high, "users": len(wanted)})
+                found = [rows[system, u][f"{metric}@{k}"] for u in sorted(own)]
+                np.testing.assert_allclose(found, values, atol=1e-12)
+                mean, low, high = oracles.bootstrap_mean(values, 300, 0)
+                figure, users = figures[f"{metric}@{k}"], len(wanted) - (metric == "popularity_bias")
+                assert figure == pytest.approx({"value": mean, "low": low, "high": high, "users": users}, abs=1e-12)
             shown = {i for items in by_user.values() for i in items[:k]}
             assert figures[f"coverage@{k}"] == {"value": pytest.approx(len(shown) / len(catalogue(parts)))}
+            gini = oracles.gini(list(by_user.values()), k, len(catalogue(parts)))
+            assert figures[f"gini@{k}"] == {"value": pytest.approx(gini)}
 
 
 def test_the_form_of_what_is_written(small: tuple[Small, Artifact], parts: Any) -> None:
     _, artifact = small
     metrics = artifact.read_json("metrics.json")
-    names = ("data", "split", "seed", "blessed", "reasons", "systems", "comparisons", "protocol")
+    names = ("data", "split", "seed", "blessed", "reasons", "systems", "comparisons", "protocol", "shortlist")
     assert tuple(metrics) == names
     assert (metrics["data"], metrics["split"], metrics["seed"]) == ("given", "test", 7)
     blessing = artifact.read_json("blessing.json")
@@ -165,6 +189,7 @@ def test_the_form_of_what_is_written(small: tuple[Small, Artifact], parts: Any) 
     assert protocol["catalogue"] == len(catalogue(parts)) == 26
     assert protocol["strategy"] == "per_user_time"
     assert protocol["notes"] == ["FixedIndex.left is fixed.", "FixedIndex.right is fixed.", "A fixed order."]
+    assert re.fullmatch("[0-9a-f]{16}", protocol["targets_digest"])
     assert protocol["positives"] == {"rank_train": 36, "validation": 24, "test": 23}
 
 
@@ -190,16 +215,71 @@ def test_comparisons_are_paired_differences(small: tuple[Small, Artifact], parts
         ):
             mean, low, high = paired_bootstrap(values(system, metric), values(against, metric), 300, 0)
             found = {"split": split, "metric": metric, "system": system, "against": against}
-            expected.append({**found, "difference": mean, "low": low, "high": high, "users": len(wanted)})
+            p = oracles.sign_flip_p(values(system, metric) - values(against, metric))  # 12 users: all 4,096 throws
+            found |= {"difference": mean, "low": low, "high": high, "p": p, "users": len(wanted)}
+            expected.append(found)
     assert len(comparisons) == 10
+    for five in (expected[:5], expected[5:]):
+        for row, p in zip(five, oracles.holm([row["p"] for row in five]), strict=True):
+            row["p_holm"] = p
     for ours, theirs in zip(comparisons, expected, strict=True):
         assert ours == pytest.approx(theirs)
+    assert comparisons[2]["p"] == comparisons[2]["p_holm"] == 1
     assert comparisons[2]["difference"] == 0  # the ranker keeps the order of the fusion
     reasons = artifact.read_json("metrics.json")["reasons"]
     assert reasons[-2:] == [
         "NDCG@10 on validation is not above that of union: +0.0000 [+0.0000, +0.0000], 12 users.",
         "A bootstrap over 12 users says little: at least 20 must have a positive.",
     ]
+
+
+def test_both_orders_of_the_shortlists_are_judged_on_the_same_impressions(small: tuple[Small, Artifact]) -> None:
+    steps, artifact = small
+    run = steps.pipeline.run()
+    judged = artifact.read_json("metrics.json")["shortlist"]
+    with np.load(run["CandidateGenerator"] / "test.npz") as table:
+        items, label, weight, fused = (table[name] for name in ("items", "label", "weight", "fused"))
+        names = run["CandidateGenerator"].read_json("candidates.json")["feature_names"]
+        odds = -table["features"][..., names.index("log_fused_rank")]
+    there = items >= 2
+    assert (judged["weight_from"], judged["impressions"]) == ("none", there.sum())
+    assert judged["positives"] == label.sum() > 0
+    rows = {(r["system"], r["user"]): r for r in pq.read_table(artifact / "per_user.parquet").to_pylist()}
+    users = sorted({user for _, user in rows})
+    for system, scores in (("union", fused), ("two_stage", odds)):
+        pairs = [
+            oracles.lost_pairs(s[t], y[t], w[t], np.zeros(t.sum()))
+            for s, y, w, t in zip(scores, label, weight, there, strict=True)
+        ]
+        loss = np.array([lost / total if total else np.nan for lost, total in pairs])  # every positive weighs 1
+        for metric, values in (("weighted_user_loss", loss), ("user_auc", 1 - loss)):
+            np.testing.assert_allclose([rows[system, u][metric] for u in users], values)
+            mean, low, high = oracles.bootstrap_mean(values, 300, 0)
+            figure = {"value": mean, "low": low, "high": high, "users": np.isfinite(values).sum()}
+            assert judged["systems"][system][metric] == pytest.approx(figure)
+        lost, total = np.sum(pairs, axis=0)
+        assert judged["systems"][system]["watch_time_lost"] == {"value": pytest.approx(lost / total)}
+        everything = oracles.lost_pairs(scores[there], label[there], np.ones(there.sum()), np.zeros(there.sum()))
+        assert judged["systems"][system]["auc"]["value"] == pytest.approx(1 - everything[0] / everything[1])
+    assert np.isnan([rows[system, u]["user_auc"] for system in BASELINES for u in users]).all()
+    assert sum(judged["calibration"]["rows"]) == there.sum()
+
+
+def test_the_slices_are_written(small: tuple[Small, Artifact], parts: Any) -> None:
+    _, artifact = small
+    table = pq.read_table(artifact / "slices.parquet").to_pylist()
+    got = {(r["slice"], r["part"], r["system"], r["metric"]): r for r in table}
+    rows = pq.read_table(artifact / "per_user.parquet").to_pylist()
+    values = np.array([r["ndcg@3"] for r in rows if r["system"] == "left" and r["user"] != "user 99"])
+    mean, low, high = oracles.bootstrap_mean(values, 300, 0)
+    numbers = {"value": mean, "low": low, "high": high, "users": 11}
+    key = {"slice": "cold_user", "part": "warm", "system": "left", "metric": "ndcg@3"}
+    assert got[tuple(key.values())] == pytest.approx({**key, **numbers})
+    assert {part for name, part, _, _ in got if name == "cold_user"} == {"none", "warm"}  # nobody's history is short
+    assert {system for _, _, system, _ in got} == {*BASELINES, *SOURCES, "union", "two_stage"}
+    new = [r for (name, part, _, metric), r in got.items() if (name, part, metric) == ("cold_item", "new", "recall@10")]
+    assert len(new) == 7
+    assert all(r["value"] == 0 for r in new)  # what is not in the catalogue is never found
 
 
 def compared(against: str, low: float, split: str = "validation", system: str = "two_stage") -> dict[str, Any]:

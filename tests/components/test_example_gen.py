@@ -359,7 +359,7 @@ def test_a_damaged_page_of_a_parquet_file_is_refused(tmp_path):
         (
             {"source": "json:x"},
             "`source` must be one of: demo, tfds:movielens/latest-small (or 100k, 1m, 20m, 25m), csv:PATH, "
-            "parquet:PATH. Received: 'json:x'.",
+            "parquet:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'json:x'.",
         ),
         ({"source": "csv:"}, "Received: 'csv:'."),
         ({"source": "demo:x"}, "Received: 'demo:x'."),

@@ -15,10 +15,10 @@ import tomllib
 from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, retrieve
-from shortlist.components._metrics import ranking_metrics
 from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components.artifacts import Artifact, Encoded
 from shortlist.components.candidate_generator import CandidateGenerator
+from shortlist.components.metrics import ranking_metrics
 from shortlist.components.pipeline import Pipeline
 from shortlist.models import discover
 from shortlist.trainers.two_stage import CONFIGS, RANKER, defaults, load_config, model_names, parse_overrides, two_stage
@@ -26,6 +26,7 @@ from shortlist.trainers.two_stage import CONFIGS, RANKER, defaults, load_config,
 TINY: dict[str, dict[str, Any]] = {
     "popularity": {"window_days": 400},
     "item_knn": {"neighbours": 5},
+    "ease": {"l2": 2.0, "neighbours": 5},
     "wals": {"embedding_dim": 3, "epochs": 2},
     "two_tower": {"embedding_dim": 4, "epochs": 2, "batch_size": 64, "user_id": True, "hidden_units": [4]},
     RANKER: {"hidden_units": [4], "epochs": 2, "batch_size": 64},
@@ -296,7 +297,7 @@ def test_baselines_are_replaced_too(tmp_path: Path) -> None:
         ),
         (
             {"sources.x.model": "wal"},
-            "`model` must be one of item_knn, popularity, two_tower, wals, weighted_logistic.",
+            "`model` must be one of ease, item_knn, popularity, two_tower, wals, weighted_logistic.",
         ),
         ({"seed.x": 1}, "`seed.x` is not a setting: `seed` is a value. Leave the rest out."),
         ({"sources": {}}, "`sources` of the configuration: "),

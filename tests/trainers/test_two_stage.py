@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from shortlist.components._metrics import paired_bootstrap
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
+from shortlist.components.metrics import paired_bootstrap
 from shortlist.trainers.two_stage import load_config, retrieval_only, two_stage
 
 SEED = 3

@@ -1,0 +1,130 @@
+"""What the evaluator says about lists and shortlists: figures a user, figures with intervals, paired differences."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shortlist.components import metrics as m
+from shortlist.components._queries import EncodedData, Queries, weight_source
+
+FLIPS = 10_000
+"""Coin throws of the p-values."""
+
+Values = Mapping[str, np.ndarray]
+Figure = dict[str, float]
+
+
+class Lists:
+    """What is known of the items when a list is judged by itself: counts in the part that the encoding was fitted on.
+
+    Args:
+      data: the encoded data.
+      queries: of the split that is measured.
+      cutoffs: the k.
+    """
+
+    def __init__(self, data: EncodedData, queries: Queries, cutoffs: Sequence[int]):
+        rows = data.rows(*(data.artifact.names if data.state["fitted_on"] == "all" else ("train",)))
+        known = rows["positive"] & (rows["item"] >= m.FIRST_ID)
+        item, user = rows["item"][known].astype(np.int64), rows["user_key"][known]
+        pairs = np.unique(user * np.int64(data.num_items) + item)
+        self.counts = np.bincount(item, minlength=data.num_items)
+        self.watchers = np.bincount(pairs % data.num_items, minlength=data.num_items)
+        self.users = len(np.unique(user))
+        self.genres = data.items["genres"]
+        self.weighted = weight_source(data) != "none"
+        self.queries, self.cutoffs, self.num_items = queries, cutoffs, data.num_items - m.FIRST_ID
+
+    def of_users(self, ranked: np.ndarray, found: m.Found) -> dict[str, np.ndarray]:
+        """Figures of every list, float64 `[Q]` by name; `weighted_ndcg` only where positives have a weight."""
+        history = self.queries.history
+        own = found.gain_ndcg(self.queries.target_weight.values, self.cutoffs) if self.weighted else {}
+        return {
+            **own,
+            **m.novelty(ranked, self.watchers, self.users, self.cutoffs),
+            **m.diversity(ranked, self.genres, self.cutoffs),
+            **m.popularity_bias(ranked, self.counts, history.offsets, history.values, self.cutoffs),
+        }
+
+    def of_all(self, ranked: np.ndarray) -> dict[str, Figure]:
+        """Figures that belong to no user: they have no interval over users."""
+        found = {f"coverage@{k}": m.coverage(ranked, k, self.num_items) for k in self.cutoffs}
+        found |= {f"gini@{k}": m.gini(ranked, k, self.num_items) for k in self.cutoffs}
+        return {name: {"value": value} for name, value in found.items() if not np.isnan(value)}
+
+
+def figures(values: Mapping[str, Values], samples: int, seed: int) -> dict[str, dict[str, Figure]]:
+    """Means with their intervals, by system and metric; a metric without a user is absent."""
+    columns = [(system, metric) for system, own in values.items() for metric in own]
+    result: dict[str, dict[str, Figure]] = {system: {} for system in values}
+    if not columns:
+        return result
+    table = np.stack([values[system][metric] for system, metric in columns], axis=1)
+    users = (~np.isnan(table)).sum(axis=0)
+    for (system, metric), n, *bounds in zip(columns, users, *m.bootstrap_means(table, samples, seed), strict=True):
+        if n:
+            value, low, high = map(float, bounds)
+            result[system][metric] = {"value": value, "low": low, "high": high, "users": int(n)}
+    return result
+
+
+def differences(
+    pairs: Sequence[Mapping[str, str]], values: Mapping[str, Values], samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Paired differences over users, `system` − `against` in `metric`, with intervals and p-values.
+
+    `p` is `shortlist.components.metrics.sign_flip_p`, `p_holm` the same corrected for all of `pairs`.
+    """
+    if not pairs:
+        return []
+    table = np.stack([values[p["system"]][p["metric"]] - values[p["against"]][p["metric"]] for p in pairs], axis=1)
+    p = m.sign_flip_p(table, FLIPS, seed)
+    users = (~np.isnan(table)).sum(axis=0)
+    names = ("difference", "low", "high", "p", "p_holm")
+    numbers = zip(*m.bootstrap_means(table, samples, seed), p, m.holm(p), strict=True)
+    return [
+        {**pair, **dict(zip(names, map(float, own), strict=True)), "users": int(n)}
+        for pair, own, n in zip(pairs, numbers, users, strict=True)
+    ]
+
+
+def shortlist_values(
+    scores: Mapping[str, np.ndarray], items: np.ndarray, label: np.ndarray, weight: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """How each order of the same shortlists tells positives from the rest, by system: float64 `[Q]` by name.
+
+    `user_auc` and `weighted_user_loss` of `shortlist.components.metrics`; a shortlist is one page. Ties count half.
+
+    Args:
+      scores: float `[Q, K]` by system.
+      items: int32 `[Q, K]`, 0 = none left.
+      label: bool `[Q, K]`.
+      weight: float `[Q, K]`, the watch time of a positive, or what stands for it.
+    """
+    there = items >= m.FIRST_ID
+    user, queries = np.nonzero(there)[0], len(items)
+    positive, time = label[there], weight[there]
+    result = {}
+    for name, own in scores.items():
+        result[name] = {
+            "user_auc": m.user_auc(own[there], positive, user, queries, name),
+            "weighted_user_loss": m.weighted_user_loss(own[there], positive, time, user, user, queries, name),
+        }
+    return result
+
+
+def shortlist_figures(
+    scores: Mapping[str, np.ndarray], items: np.ndarray, label: np.ndarray, weight: np.ndarray
+) -> dict[str, dict[str, Figure]]:
+    """Figures over all impressions by system: `auc`, and the paper's `watch_time_lost`, a ratio of sums over users."""
+    there = items >= m.FIRST_ID
+    user, queries = np.nonzero(there)[0], len(items)
+    positive, time = label[there], weight[there]
+    result: dict[str, dict[str, Figure]] = {}
+    for name, own in scores.items():
+        lost, total = m.mispredicted_watch_time(own[there], positive, time, user, user, queries, name)
+        found = {"auc": m.auc(own[there], positive, name)}
+        found["watch_time_lost"] = float(lost.sum() / total.sum()) if total.sum() else float("nan")
+        result[name] = {metric: {"value": value} for metric, value in found.items() if not np.isnan(value)}
+    return result

@@ -1,0 +1,186 @@
+"""Tuner: trials of one search, in this process or in several, on KerasTuner's oracles."""
+
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_tuner import errors
+from keras_tuner.engine.base_tuner import BaseTuner
+from keras_tuner.engine.trial import Trial
+
+from shortlist import ShortlistError
+from shortlist.components._files import replace_file
+from shortlist.components._oracles import Durable
+from shortlist.components._search_space import SearchSpace
+from shortlist.components._sweep_report import TrialRecord, best_trial
+
+ATTEMPTS = 2
+"""A trial that took its process with it so many times is recorded as failed, and not tried again."""
+STATE = "oracle.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial found.
+
+    Args:
+      objective: the metric on `validation`.
+      epochs: that the model was trained for in all; None where it has none.
+      stopped_early: whether `patience` ended the training before.
+      logs: folders of TensorBoard, by model.
+    """
+
+    objective: float
+    epochs: int | None = None
+    stopped_early: bool = False
+    logs: tuple[Path, ...] = ()
+
+
+Measure = Callable[[dict[str, Any], tuple[int, ...]], Outcome]
+"""From a trial's settings and the epochs after which its training pauses (Hyperband's rungs; the last one is where it
+ends; empty for the configured epochs) to what was found."""
+
+
+class Tuner(BaseTuner):
+    """Runs `measure` for one trial after the other, as the oracle or its chief process hands them out.
+
+    KerasTuner builds and fits Keras 3 models itself; here a trial is whatever `measure` does. A trial that fails is
+    recorded and the search goes on; a disk that cannot be written ends it, for every trial would fail.
+
+    Args:
+      oracle: of `make_oracle`.
+      measure: see there.
+      space: what the trials may set.
+      folder: of the search. The record of a trial lies in `trials/<id>.json`, TensorBoard's in `tensorboard/<id>`.
+    """
+
+    def __init__(self, oracle: Durable, measure: Measure, space: SearchSpace, folder: Path):
+        self.measure, self.space, self.folder = measure, space, folder
+        self.idle = False
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+
+    def pre_create_trial(self) -> None:
+        """Waits a little if there was nothing to do."""
+        if self.idle:
+            time.sleep(0.5)
+        self.idle = True
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        self.idle = False
+
+    def run_trial(self, trial: Trial, *args: Any, **kwargs: Any) -> float:
+        file = self.folder / "trials" / f"{trial.trial_id}.json"
+        attempts = _read(file).get("attempts", 0) + 1
+        record: dict[str, Any] = {"attempts": attempts, "started": time.time(), "worker": self.tuner_id}
+        replace_file(file, json.dumps(record))
+        try:
+            if attempts > ATTEMPTS:
+                raise ShortlistError(
+                    f"its process died {ATTEMPTS} times. Memory may be short: try a smaller range, or fewer --workers."
+                )
+            rungs = self._rungs(trial.hyperparameters.values)
+            outcome = self.measure(self.space.decode(trial.hyperparameters.values), rungs)
+            record |= {"epochs": outcome.epochs, "stopped_early": outcome.stopped_early}
+            record["initial_epoch"] = rungs[-2] if len(rungs) > 1 else 0
+            self._write_tensorboard(trial, outcome)
+            return outcome.objective
+        except Exception as error:
+            if isinstance(error.__cause__, OSError):
+                raise errors.FatalError(str(error)) from error
+            record["message"] = " ".join(str(error).split())[:1000] or type(error).__name__
+            record["traceback"] = traceback.format_exc()
+            raise errors.FailedTrialError(record["message"]) from error
+        finally:
+            replace_file(file, json.dumps({**record, "seconds": time.time() - record["started"]}))
+            _forget()
+
+    def _rungs(self, values: Mapping[str, Any]) -> tuple[int, ...]:
+        """The epochs of this trial and of those that it goes on from, which `tuner/trial_id` names, the first first."""
+        if "tuner/epochs" not in values:
+            return ()
+        before = values.get("tuner/trial_id") if values.get("tuner/initial_epoch") else None
+        earlier = self._rungs(self.oracle.get_trial(before).hyperparameters.values) if before is not None else ()
+        return (*earlier, int(values["tuner/epochs"]))
+
+    def _write_tensorboard(self, trial: Trial, outcome: Outcome) -> None:
+        """A run of TensorBoard's HParams view, and the curves of the training beside it."""
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import api as hp
+
+        folder = self.folder / "tensorboard" / trial.trial_id
+        for logs in outcome.logs:
+            shutil.copytree(logs, folder, dirs_exist_ok=True)
+        settings = self.space.decode(trial.hyperparameters.values)
+        plain = {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in settings.items()}
+        with tf.summary.create_file_writer(str(folder)).as_default():
+            hp.hparams(plain, trial_id=trial.trial_id)
+            tf.summary.scalar(self.oracle.objective.name, outcome.objective, step=outcome.epochs or 0)
+
+    def save(self) -> None:
+        """Left to the oracle, which keeps itself."""
+
+
+def read_trials(folder: Path, space: SearchSpace, stage: str = "") -> list[TrialRecord]:
+    """The trials of a search so far, in their order, the running ones too (`status` "running").
+
+    Args:
+      folder: of the search.
+      space: of the search.
+      stage: its name in the records.
+    """
+    state = _read(folder / STATE)
+    records = []
+    for key in state.get("oracle", {}).get("start_order", []):
+        trial = state["trials"][key]
+        found = _read(folder / "trials" / f"{key}.json")
+        values = trial["hyperparameters"]["values"]
+        status = {"COMPLETED": "completed", "RUNNING": "running"}.get(trial["status"], "failed")
+        if status == "completed" and found.get("stopped_early"):
+            status = "early-stopped"
+        decoded = space.decode(values).items()
+        settings = {n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in decoded}
+        records.append(
+            TrialRecord(
+                stage=stage,
+                trial=key,
+                status=status,
+                objective=trial["score"] if status in ("completed", "early-stopped") else None,
+                settings={
+                    n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in settings.items()
+                },
+                epochs=found.get("epochs"),
+                initial_epoch=found.get("initial_epoch", 0),
+                parent=values.get("tuner/trial_id"),
+                started=found.get("started", 0.0),
+                seconds=found.get("seconds", 0.0),
+                worker=found.get("worker", ""),
+                message=found.get("message", ""),
+            )
+        )
+    return records
+
+
+def best_settings(folder: Path, space: SearchSpace) -> tuple[dict[str, Any], int | None] | None:
+    """The settings of the best finished trial and, where Hyperband set them, its epochs; None if none has finished."""
+    best = best_trial(read_trials(folder, space))
+    if best is None:
+        return None
+    values = _read(folder / STATE)["trials"][best.trial]["hyperparameters"]["values"]
+    return space.decode(values), values.get("tuner/epochs")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+
+def _forget() -> None:
+    """Frees what a trial held: Keras keeps every model's graph for the next one."""
+    import tensorflow as tf
+
+    tf.keras.backend.clear_session()
