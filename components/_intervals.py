@@ -134,7 +134,7 @@ def sign_flip_p(differences: np.ndarray, samples: int = 10_000, seed: int = 0) -
             flipped = (np.arange(start, start + size)[:, np.newaxis] >> np.arange(users)) & 1  # [step, Q]
         else:
             bits = rng.integers(0, 256, (size, -(-users // 8)), np.uint8)
-            flipped = np.unpackbits(bits, axis=1, count=users)
+            flipped = np.unpackbits(bits, axis=1, count=users).astype(np.int64)
         sums = given.sum(axis=0) - 2 * (flipped.astype(np.float64) @ given)  # [step, M]
         extreme += (np.abs(sums) >= least).sum(axis=0)
     p = extreme / throws if every else (1 + extreme) / (1 + throws)

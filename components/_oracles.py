@@ -15,7 +15,7 @@ from keras_tuner.engine.trial import Trial
 from shortlist.components._files import replace_file
 
 if TYPE_CHECKING:
-    Base = keras_tuner.Oracle
+    from keras_tuner import Oracle as Base
 else:
     Base = object
 

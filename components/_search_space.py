@@ -176,9 +176,9 @@ def parse_space(values: Mapping[str, Any], value_of: ValueOf, where: str, fixed:
     searched = {name: setting for name, setting in settings.items() if name not in fixed}
     for parent in [name for name in settings if name in fixed]:
         for name, setting in list(searched.items()):
-            allowed = setting.condition.get(parent)
+            needed = setting.condition.get(parent)
             rest = {other: values for other, values in setting.condition.items() if other != parent}
-            if allowed is not None and not any(_same(defaults[parent], value) for value in allowed):
+            if needed is not None and not any(_same(defaults[parent], value) for value in needed):
                 del searched[name]
             else:
                 searched[name] = setting.model_copy(update={"condition": rest})

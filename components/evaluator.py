@@ -91,7 +91,7 @@ class Evaluator(Component):
         """
         data, split = EncodedData(encoded), self.config.split
         self._check(data, baselines, sources, candidates, ranker)
-        splits = dict.fromkeys((split, "validation") if ranker is not None else (split,))
+        splits: dict[str, None] = dict.fromkeys((split, "validation") if ranker is not None else (split,))
         queries = {name: build_queries(data, name) for name in splits}
         if not len(queries[split]):
             raise ShortlistError(
@@ -114,13 +114,13 @@ class Evaluator(Component):
         blessed, reasons = self._bless(comparisons, ranker is not None)
 
         lists = Lists(data, queries[split], self.config.cutoffs)
-        for system, own in values[split].items():
-            own |= lists.of_users(ranked[split][system], found[split][system])
+        for system, by_user in values[split].items():
+            by_user |= lists.of_users(ranked[split][system], found[split][system])
         wanted = [f"{metric}@{k}" for metric in (*METRICS, *LISTS) for k in self.config.cutoffs]
         shown = {s: {name: own[name] for name in wanted if name in own} for s, own in values[split].items()}
         systems = figures(shown, self.config.samples, self.config.seed)
-        for system, own in systems.items():
-            own |= lists.of_all(ranked[split][system])
+        for system, of_all in systems.items():
+            of_all |= lists.of_all(ranked[split][system])
         metrics = {
             "data": encoded.read_json("source.json").get("source"),
             "split": split,

@@ -177,7 +177,7 @@ class Pipeline:
         if (folder / LINEAGE).exists() and not force:
             return self._from_cache(artifact, name, number)
         partial = folder.with_name(f"{folder.name}.partial")
-        with disk_errors(folder), _alone(folder.with_name(f".{folder.name}.lock")):
+        with disk_errors(folder), _alone(self.workdir / ".locks" / f"{name}.{folder.name}"):
             if (folder / LINEAGE).exists() and not force:  # made by another while this one waited
                 return self._from_cache(artifact, name, number)
             console.print(f"  {number:>6}  {name}", highlight=False)

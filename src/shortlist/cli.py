@@ -149,7 +149,7 @@ def train(
 
     defaults(model)  # refuses what is not a model
     _, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
-    alone = {} if model == RANKER else {"sources": {model: {}}}
+    alone: dict[str, Any] = {} if model == RANKER else {"sources": {model: {}}}
     if model in ("item_knn", "popularity"):
         alone["baselines"] = {}
     folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}

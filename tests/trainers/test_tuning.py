@@ -192,11 +192,11 @@ def test_the_folder_of_a_sweep_is_not_taken_by_mistake(swept, log, tmp_path):
 
 def test_a_finished_sweep_goes_on_with_more_trials_and_begins_anew_when_told(log, tmp_path):
     first = tune(wals(log, trials=2), tmp_path / "sweep")
-    started = [r.started for r in first.records()]
+    found, started = facts(first), [r.started for r in first.records()]
     more = tune(wals(log, trials=3), tmp_path / "sweep", resume=True)
     assert [r.started for r in more.records()[:2]] == started
     assert len(more.records()) == 3
-    assert facts(more)[:2] == facts(first)
+    assert facts(more)[:2] == found
     anew = tune(wals(log, trials=2, objective="mrr@5"), tmp_path / "sweep", overwrite=True)
     assert len(anew.records()) == 2
     assert anew.records()[0].started > started[-1]
@@ -238,9 +238,9 @@ def test_the_ranker_is_tuned_on_candidates_that_are_made_once(log, tmp_path):
     made = {path.name: len(list(path.iterdir())) for path in (tmp_path / "sweep" / "artifacts").iterdir()}
     assert not list((tmp_path / "sweep").glob("artifacts/CandidateGenerator/*/test.npz"))
     assert {name: n for name, n in made.items() if name.startswith(("Trainer.w", "Cand"))} == {
-        "CandidateGenerator": 2,  # one, and its lock
-        "Trainer.wals": 2,
-        "Trainer.weighted_logistic": 4,
+        "CandidateGenerator": 1,
+        "Trainer.wals": 1,
+        "Trainer.weighted_logistic": 2,
     }
 
 
