@@ -26,8 +26,12 @@ CANDIDATES, STARTS = 2048, 8
 """Of the Bayesian search: random points at which the bound is looked at, and the best of them that it is followed from.
 KerasTuner follows it from 50 random points, one prediction at a time, which keeps a person waiting for seconds a trial.
 """
-KERNEL_STARTS = 4
-"""Of the fit of the kernel's length, its one parameter."""
+SAME = 1e-3
+"""Of each setting's range: trials so close to each other in all settings teach nothing new."""
+LENGTHS, KERNEL_STARTS = (0.05, 10.0), 4
+"""Of the fit of the kernel's length, in sides of the unit cube. Between KerasTuner's bounds, 1e-5 and 1e5, it may take
+the first trials for noise or for a plain, and then learns no more.
+"""
 NEAR_1 = 1 - 1e-9
 """KerasTuner maps [0, 1) to the values of a setting. At 1 a whole number leaves its range."""
 
@@ -76,7 +80,7 @@ class Durable(Base):
     def end_trial(self, trial: Trial) -> None:
         if trial.trial_id in self.end_order:  # told twice, by one who got no answer from a dying chief
             return
-        # What comes back from another process has been through float32, and the grid looks its values up.
+        # What comes back from another process has other values too: see `SearchSpace.decode`.
         trial.hyperparameters = self.trials[trial.trial_id].hyperparameters
         super().end_trial(trial)
         self.commit()
@@ -130,7 +134,10 @@ class GaussianProcess(oracles.BayesianOptimizationOracle):
     """KerasTuner's search by a Gaussian process with a faster way to the minimum of its bound, and nothing twice."""
 
     def _make_gpr(self) -> Any:
-        return super()._make_gpr().set_params(n_restarts_optimizer=KERNEL_STARTS)
+        from sklearn.gaussian_process.kernels import Matern
+
+        kernel = Matern(nu=2.5, length_scale_bounds=LENGTHS)
+        return super()._make_gpr().set_params(kernel=kernel, n_restarts_optimizer=KERNEL_STARTS)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         from sklearn.exceptions import ConvergenceWarning
@@ -142,9 +149,10 @@ class GaussianProcess(oracles.BayesianOptimizationOracle):
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._fit()
+            tried = np.array([self._vector(t.hyperparameters.values) for t in self.trials.values()])
             for point in self._promising():
                 values = self._vector_to_values(point)
-                if not self._duplicate(values):
+                if np.abs(tried - self._vector(values)).max(axis=1).min() > SAME:
                     return {"status": "RUNNING", "values": values}
         return self._random_populate_space()
 
@@ -155,6 +163,10 @@ class GaussianProcess(oracles.BayesianOptimizationOracle):
         self.gpr.fit(x[seen], y[seen])
         if not all(seen):
             self.gpr.fit(*self._vectorize_trials())
+
+    def _vector(self, values: dict[str, Any]) -> list[float]:
+        """As `_vectorize_trials` has it: an inactive setting stands at its default."""
+        return [hp.value_to_prob(values.get(hp.name, hp.default)) for hp in self._nonfixed_space()]
 
     def _promising(self) -> np.ndarray:
         """Points of the unit cube, [STARTS + CANDIDATES, settings], those with the lowest bound first."""

@@ -10,7 +10,7 @@ import numpy as np
 from shortlist import ShortlistError
 
 LEAST = 1e-15
-"""What a chance is kept away from 0 and 1 by in the log-loss."""
+"""The least chance that the log-loss lets a model have given to what happened."""
 
 
 def rmse(predicted: np.ndarray, actual: np.ndarray, name: str = "predicted") -> float:
@@ -52,7 +52,7 @@ def user_rmse(
 
 
 def log_loss(probability: np.ndarray, positive: np.ndarray, name: str = "probability") -> float:
-    """−mean(y log p + (1 − y) log(1 − p)), p kept within [1e-15, 1 − 1e-15]; NaN without rows.
+    """−mean(y log p + (1 − y) log(1 − p)), no row worse than −log(1e-15); NaN without rows.
 
     Args:
       probability: float `[N]`, in [0, 1]: the predicted chance of a watch.
@@ -68,8 +68,9 @@ def log_loss(probability: np.ndarray, positive: np.ndarray, name: str = "probabi
             f"`{name}` must predict chances from 0 to 1. Received: {p[~((p >= 0) & (p <= 1))][0]:g}. Odds are not "
             "chances: give odds / (1 + odds)."
         )
-    p = np.clip(p, LEAST, 1 - LEAST)
-    return _mean(-np.where(positive, np.log(p), np.log1p(-p)))
+    with np.errstate(divide="ignore"):
+        loss = -np.where(positive, np.log(p), np.log1p(-p))
+    return _mean(np.minimum(loss, -np.log(LEAST)))
 
 
 def auc(scores: np.ndarray, positive: np.ndarray, name: str = "scores") -> float:

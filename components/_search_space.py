@@ -1,6 +1,5 @@
 """What a sweep may try: the settings of a search file, checked against the configuration that they are for."""
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -54,6 +53,8 @@ class Setting(Config):
             raise ValueError(f"`range` of an int must have whole ends. Received: {list(self.range)}.")
         if self.step is not None and self.log and self.step <= 1:
             raise ValueError(f"`step` is a ratio where `log` is true, so it must be above 1. Received: {self.step:g}.")
+        if self.step is not None and self.type == "int" and self.step != int(self.step):
+            raise ValueError(f"`step` of an int must be whole. Received: {self.step:g}.")
         if not number and (self.step is not None or self.log):
             raise ValueError(f"`step` and `log` belong to a number. Received: type {self.type}.")
         if (self.type == "choice") != bool(self.choices):
@@ -70,13 +71,15 @@ class Setting(Config):
         low, high = self.range
         if self.type == "int":
             return [int(low), int(high)]
-        return [low, low + (high - low) / 2.718, high]
+        return [low, low + (high - low) / math.pi, high]  # which is never a whole number
 
     def holds(self, value: Any) -> bool:
         """Whether `value` is one that a trial may have."""
         if self.range is None:
             return any(_same(value, sample) for sample in self.samples())
-        return isinstance(value, int | float) and self.range[0] <= value <= self.range[1]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return self.range[0] <= value <= self.range[1] and (self.type == "float" or value == int(value))
 
     def nearest(self, value: Any) -> Any:
         """The value itself if a trial may have it; else the end of the range beside it, or the first choice."""
@@ -99,34 +102,56 @@ class SearchSpace:
     def hyperparameters(self) -> "keras_tuner.HyperParameters":
         """The space as KerasTuner's oracles take it."""
         import keras_tuner
+        from keras_tuner.engine import hyperparameters as types
+        from keras_tuner.src.engine.conditions import Parent  # a `conditional_scope` takes no setting of two conditions
 
-        hp = keras_tuner.HyperParameters()
+        space: list[types.HyperParameter] = []
         for name, setting in self.settings.items():
-            with contextlib.ExitStack() as scopes:
-                for parent, values in setting.condition.items():
-                    allowed = [_encode(self.settings[parent], value) for value in values]
-                    scopes.enter_context(hp.conditional_scope(parent, allowed))
-                default = _encode(setting, self.defaults[name])
-                sampling = {"step": setting.step, "sampling": "log" if setting.log else "linear"}
-                if setting.type == "bool":
-                    hp.Boolean(name, default=default)
-                elif setting.type == "choice":
-                    hp.Choice(name, [_encode(setting, c) for c in setting.choices], default=default)
-                elif setting.type == "int":
-                    low, high = map(int, setting.range or ())
-                    hp.Int(name, low, high, **_whole_step(sampling), default=default)
-                else:
-                    hp.Float(name, *(setting.range or ()), **sampling, default=default)
+            common = {
+                "name": name,
+                "default": _on_step(setting, _encode(setting, self.defaults[name])),
+                "conditions": [
+                    Parent(parent, [_encode(self.settings[parent], value) for value in values])
+                    for parent, values in setting.condition.items()
+                ],
+            }
+            steps = {"step": setting.step, "sampling": "log" if setting.log else "linear"}
+            if setting.type == "bool":
+                space.append(types.Boolean(**common))
+            elif setting.type == "choice":
+                space.append(types.Choice(values=[_encode(setting, c) for c in setting.choices], **common))
+            elif setting.type == "int":
+                first, last = map(int, setting.range or ())
+                space.append(types.Int(min_value=first, max_value=last, **steps, **common))
+            else:
+                low, high = _with_end(setting)
+                space.append(types.Float(min_value=low, max_value=high, **steps, **common))
+        hp = keras_tuner.HyperParameters()
+        hp.merge(space)
         return hp
 
     def decode(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a trial, from the oracle's values; KerasTuner's own, such as `tuner/epochs`, are left out."""
-        return {n: self._decode(n, value) for n, value in values.items() if n in self.settings}
+        """The settings of a trial, from the oracle's values.
+
+        Left out are KerasTuner's own, such as `tuner/epochs`, and those whose condition isn't met: on its way between
+        processes it gives some of them a value.
+        """
+        found: dict[str, Any] = {}
+        for name, setting in self.settings.items():
+            met = all(
+                parent in found and any(_same(found[parent], value) for value in allowed)
+                for parent, allowed in setting.condition.items()
+            )
+            if name in values and met:
+                found[name] = self._decode(name, values[name])
+        return found
 
     def _decode(self, name: str, value: Any) -> Any:
         setting, default = self.settings[name], self.defaults[name]
-        if setting.type == "float":  # KerasTuner's wire between processes is float32, which keeps six digits
-            return default if math.isclose(value, default, rel_tol=1e-6) else float(f"{value:.6g}")
+        if setting.type == "float" and setting.range:
+            # Six digits are as good as all, and what a person reads in a table, a file and a trial's name.
+            low, high = setting.range
+            return default if _close(value, default) else min(max(float(f"{value:.6g}"), low), high)
         return json.loads(value) if _as_text(setting) else value
 
 
@@ -173,20 +198,21 @@ def parse_space(values: Mapping[str, Any], value_of: ValueOf, where: str, fixed:
                     f"`condition` of `{name}` of {where} must list values that `{parent}` can have. "
                     f"Received: {allowed}."
                 )
-    searched = {name: setting for name, setting in settings.items() if name not in fixed}
-    for parent in [name for name in settings if name in fixed]:
-        for name, setting in list(searched.items()):
-            needed = setting.condition.get(parent)
-            rest = {other: values for other, values in setting.condition.items() if other != parent}
-            if needed is not None and not any(_same(defaults[parent], value) for value in needed):
-                del searched[name]
-            else:
-                searched[name] = setting.model_copy(update={"condition": rest})
+    searched: dict[str, Setting] = {}
+    for name, setting in _parents_first(settings, where).items():
+        gone = [parent for parent in setting.condition if parent not in searched]
+        met = all(
+            parent in fixed and any(_same(defaults[parent], value) for value in setting.condition[parent])
+            for parent in gone
+        )
+        if name not in fixed and met:
+            rest = {parent: values for parent, values in setting.condition.items() if parent in searched}
+            searched[name] = setting.model_copy(update={"condition": rest})
     if not searched:
         raise ShortlistError(
             f"`--set` and `--config` must leave a setting to search. Received: all of {', '.join(settings) or 'none'}."
         )
-    return SearchSpace(_parents_first(searched, where), defaults)
+    return SearchSpace(searched, defaults)
 
 
 def _parents_first(settings: Mapping[str, Setting], where: str) -> dict[str, Setting]:
@@ -200,11 +226,6 @@ def _parents_first(settings: Mapping[str, Setting], where: str) -> dict[str, Set
     return ordered
 
 
-def _whole_step(sampling: dict[str, Any]) -> dict[str, Any]:
-    step = sampling["step"]
-    return {**sampling, "step": int(step) if step is not None and step == int(step) else step}
-
-
 def _plain(value: Any) -> Any:
     """As TOML and JSON have it, but for "none", which TOML cannot say otherwise."""
     return list(value) if isinstance(value, tuple) else None if value == "none" else value
@@ -216,12 +237,38 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _as_text(setting: Setting) -> bool:
-    """Whether the choices go to the oracle as JSON: it takes numbers, or text, or truth values, but never a mixture."""
+    """Whether the choices go to the oracle as JSON: it takes whole numbers, or others, or text, but never a mixture."""
     kinds = {bool if isinstance(c, bool) else type(c) for c in setting.choices}
-    return setting.type == "choice" and (len(kinds) > 1 or not kinds <= {bool, int, float, str})
+    plain = len(kinds) == 1 and kinds <= {int, float, str} and "none" not in setting.choices
+    return setting.type == "choice" and not plain
 
 
 def _encode(setting: Setting, value: Any) -> Any:
-    if _as_text(setting):
-        return json.dumps(_plain(value))
+    if setting.type == "choice":
+        value = next(choice for choice in setting.choices if _same(choice, value))
+        return json.dumps(_plain(value)) if _as_text(setting) else value
     return int(value) if setting.type == "int" else float(value) if setting.type == "float" else value
+
+
+def _close(value: float, other: float) -> bool:
+    return math.isclose(value, other, rel_tol=1e-6)
+
+
+def _on_step(setting: Setting, value: Any) -> Any:
+    """As the steps have it, if one of them is the same but for rounding: a grid would try both."""
+    if setting.type != "float" or setting.step is None or setting.range is None:
+        return value
+    low = setting.range[0]
+    if setting.log:
+        near = low * math.pow(setting.step, round(math.log(value / low, setting.step)))
+    else:
+        near = low + round((value - low) / setting.step) * setting.step
+    return near if _close(near, value) else value
+
+
+def _with_end(setting: Setting) -> tuple[float, float]:
+    """The range, whose end is a step too where it is one but for rounding: KerasTuner would leave 1.0 out of tenths."""
+    low, high = setting.range or (0.0, 0.0)
+    if setting.step is None or setting.log:
+        return low, high
+    return low, low + (math.floor((high - low) / setting.step + 1e-6) + 0.5) * setting.step

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from shortlist.components._sweep_report import TrialRecord, best_trial
+from shortlist.components._trials import TrialRecord, best_trial
 
 SHOWN = 12
 """Trials in the live table; the best one is always among them."""
@@ -76,15 +76,15 @@ class SweepView:
 
     def table(self, records: Sequence[TrialRecord]) -> Table:
         """The last trials, the best one marked, and how long the rest may take."""
-        stage = records[-1].stage
+        stage = records[-1].stage if records else next(iter(self.objective))
         own = [r for r in records if r.stage == stage]
         best = best_trial(own)
         shown = own[-SHOWN:] if best is None or best in own[-SHOWN:] else [best, *own[1 - SHOWN :]]
         names = list(dict.fromkeys(name for r in own for name in r.settings))
         title = f"{stage or 'sweep'}: {len(own)} of {self.total or '?'} trials"
         table = Table(title=title, caption=self._left(own), caption_justify="left", title_justify="left", box=None)
-        for name in ("trial", *names, self.objective[stage], "best so far", "seconds"):
-            table.add_column(name.rpartition(".")[2] if name in names else name, justify="right", overflow="fold")
+        for name in ("trial", *_headings(names), self.objective[stage], "best so far", "seconds"):
+            table.add_column(name, justify="right", overflow="fold")
         so_far = -math.inf
         running_best = {}
         for r in own:
@@ -120,6 +120,12 @@ class SweepView:
         head = f"{record.stage} trial {record.trial}".strip()
         text = f"  {head}  {record.status}  {self.objective[record.stage]} {value}  {record.seconds:.0f} s  "
         return text + f"[dim]{escape(settings)}[/dim]  ({self._left(own)})"
+
+
+def _headings(names: Sequence[str]) -> list[str]:
+    """The last part of dotted names; the model's too where two models share it."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [".".join(n.split(".")[-2:]) if last.count(end) > 1 else end for n, end in zip(names, last, strict=True)]
 
 
 def _short(value: object) -> str:

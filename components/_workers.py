@@ -1,17 +1,22 @@
 """Processes of one search on this machine: KerasTuner's chief, its workers, and who starts them again."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shortlist import ShortlistError
 
 IP, PORT, TUNER_ID = "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT", "KERASTUNER_TUNER_ID"
+SUPERVISOR = "SHORTLIST_SUPERVISOR"
+"""The process id of who started this one."""
 CHIEF = "chief"
 PAUSE = 0.2
 MOST_DEATHS = 5
@@ -53,7 +58,13 @@ def supervise(command: Sequence[str], workers: int, logs: Path, progress: Callab
       ShortlistError: if they die again and again without any progress.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, IP: "127.0.0.1", PORT: str(_free_port())}
+    environment = {
+        **os.environ,
+        IP: "127.0.0.1",
+        PORT: str(_free_port()),
+        SUPERVISOR: str(os.getpid()),
+        "no_grpc_proxy": "127.0.0.1",  # the way to a chief on this machine is never through a proxy
+    }
     names = [CHIEF, *(f"worker{number}" for number in range(workers))]
     processes = [_Process(name, logs / f"{name}.log") for name in names]
     with _ended(processes):
@@ -111,6 +122,42 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def end_with_supervisor() -> None:
+    """Has this process end soon after the one that supervises it, if there is one and it is killed.
+
+    Else a sweep that is resumed would find the chief and the workers of the killed one beside its own.
+    """
+    supervisor = int(os.environ.get(SUPERVISOR, 0))
+
+    def watch() -> None:
+        while os.getppid() == supervisor:
+            time.sleep(PAUSE)
+        os._exit(1)
+
+    if supervisor:
+        threading.Thread(target=watch, name="supervisor", daemon=True).start()
+
+
+def keep_asking(client: Any) -> None:
+    """Has KerasTuner's client of a chief ask once more where the chief died with the question.
+
+    It waits for a chief that isn't there, but takes a broken connection for the failure of a trial.
+    """
+    import grpc
+    from keras_tuner.src import protos
+
+    again = {
+        "maxAttempts": 5,
+        "initialBackoff": "1s",
+        "maxBackoff": "10s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    options = [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": again}]}))]
+    channel = grpc.insecure_channel(f"{os.environ[IP]}:{os.environ[PORT]}", options)
+    client.stub = protos.get_service_grpc().OracleStub(channel)
 
 
 def role() -> str | None:

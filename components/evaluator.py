@@ -16,10 +16,12 @@ from shortlist.components import metrics as m
 from shortlist.components._config import Config
 from shortlist.components._first_stage import load_index, retrieve
 from shortlist.components._judge import Lists, differences, figures, shortlist_figures, shortlist_values
+from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components._report import write_report
 from shortlist.components._second_stage import by_odds, read_shortlists, score_shortlists
 from shortlist.components._slices import slice_table, target_slices, user_slices
+from shortlist.components._top_k import top_k
 from shortlist.components.artifacts import Candidates, Encoded, Index, Model, ModelEvaluation
 from shortlist.components.pipeline import Component
 
@@ -146,7 +148,8 @@ class Evaluator(Component):
             self.config.seed,
         )
         pq.write_table(slices, out / "slices.parquet")
-        write_report(out / "report.md", metrics, encoded.read_json("source.json"), encoded.read_json("splits.json"))
+        about = encoded.read_json("source.json"), encoded.read_json("splits.json")
+        write_report(out / "report.md", metrics, *about, slices.to_pylist())
 
     def _check(
         self,
@@ -187,7 +190,7 @@ class Evaluator(Component):
         for name, index in systems.items():
             loaded = load_index(index)
             for split, q in queries.items():
-                lists[split][name] = retrieve(loaded.scores, q, depth, name)
+                lists[split][name] = best_items(loaded, q, depth, name)
         for split, table in tables.items():
             lists[split][UNION] = table["items"][:, :depth]
             if split in odds:
@@ -258,6 +261,24 @@ class Evaluator(Component):
         if "popularity" not in {c["against"] for c in deciding}:
             reasons.append("There is no baseline `popularity` to compare with.")
         return not reasons, reasons
+
+
+def best_items(index: Any, queries: Queries, k: int, name: str, batch_size: int = 1024) -> np.ndarray:
+    """The k best unseen items of every query, int32 `[Q, k]`, 0 where none is left.
+
+    Of a loaded index whose scores are dot products, by blocks of them (`_top_k.py`), which may differ from its own
+    scores in the last bit; of any other by those.
+    """
+    embed = getattr(getattr(index, "retriever", None), "embed_query", None)
+    if embed is None or not hasattr(index, "item_vectors"):
+        return retrieve(index.scores, queries, k, name)
+    parts = []
+    with progress(f"{name}: {queries.split}", len(queries)) as advance:
+        for _, batch in queries.batches(batch_size):
+            parts.append(embed({key: batch[key] for key in batch if key != "exclude"}).numpy())
+            advance(len(parts[-1]))
+    vectors = np.concatenate(parts)  # [Q, D]
+    return top_k(vectors, index.item_vectors().numpy(), k, queries.seen.offsets, queries.seen.values, name=name)
 
 
 def _protocol(

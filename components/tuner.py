@@ -1,6 +1,8 @@
 """Tuner: trials of one search, in this process or in several, on KerasTuner's oracles."""
 
+import contextlib
 import json
+import math
 import shutil
 import time
 import traceback
@@ -17,9 +19,11 @@ from shortlist import ShortlistError
 from shortlist.components._files import replace_file
 from shortlist.components._oracles import Durable
 from shortlist.components._search_space import SearchSpace
-from shortlist.components._sweep_report import TrialRecord, best_trial
+from shortlist.components._trials import TrialRecord, best_trial
+from shortlist.components._workers import IP, end_with_supervisor, keep_asking
+from shortlist.components.pipeline import disk_errors
 
-ATTEMPTS = 2
+MOST_DEATHS = 2
 """A trial that took its process with it so many times is recorded as failed, and not tried again."""
 STATE = "oracle.json"
 
@@ -64,6 +68,26 @@ class Tuner(BaseTuner):
         self.idle = False
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         super().__init__(oracle, directory=str(folder.parent), project_name=folder.name)
+        if self._is_worker():
+            keep_asking(self.oracle)
+
+    def search(self, *args: Any, **kwargs: Any) -> None:
+        """Runs trials until there are none.
+
+        Raises:
+          FatalError: for a disk that cannot be written; the trial is run again when the search goes on.
+          ShortlistError: if the chief fails.
+        """
+        import grpc
+
+        end_with_supervisor()
+        try:
+            super().search(*args, **kwargs)
+        except grpc.RpcError as error:
+            raise ShortlistError(
+                f"`{IP}` must lead to a chief that answers. Look there for what is wrong, and start this one again. "
+                f"Received: {error.details()}."
+            ) from error
 
     def pre_create_trial(self) -> None:
         """Waits a little if there was nothing to do."""
@@ -76,19 +100,25 @@ class Tuner(BaseTuner):
 
     def run_trial(self, trial: Trial, *args: Any, **kwargs: Any) -> float:
         file = self.folder / "trials" / f"{trial.trial_id}.json"
-        attempts = _read(file).get("attempts", 0) + 1
-        record: dict[str, Any] = {"attempts": attempts, "started": time.time(), "worker": self.tuner_id}
-        replace_file(file, json.dumps(record))
+        deaths = _read(file).get("deaths", 0)
+        record: dict[str, Any] = {"started": time.time(), "worker": self.tuner_id}
         try:
-            if attempts > ATTEMPTS:
+            with disk_errors(self.folder):
+                replace_file(file, json.dumps({**record, "deaths": deaths + 1}))  # until it has come to an end
+            if deaths >= MOST_DEATHS:
                 raise ShortlistError(
-                    f"its process died {ATTEMPTS} times. Memory may be short: try a smaller range, or fewer --workers."
+                    f"its process died {deaths} times. Memory may be short: try a smaller range, or fewer --workers."
                 )
             rungs = self._rungs(trial.hyperparameters.values)
             outcome = self.measure(self.space.decode(trial.hyperparameters.values), rungs)
+            if not math.isfinite(outcome.objective):
+                raise ShortlistError(
+                    f"`{self.oracle.objective.name}` must be a finite number. Received: {outcome.objective}."
+                )
             record |= {"epochs": outcome.epochs, "stopped_early": outcome.stopped_early}
             record["initial_epoch"] = rungs[-2] if len(rungs) > 1 else 0
-            self._write_tensorboard(trial, outcome)
+            with disk_errors(self.folder):
+                self._write_tensorboard(trial, outcome)
             return outcome.objective
         except Exception as error:
             if isinstance(error.__cause__, OSError):
@@ -97,8 +127,13 @@ class Tuner(BaseTuner):
             record["traceback"] = traceback.format_exc()
             raise errors.FailedTrialError(record["message"]) from error
         finally:
-            replace_file(file, json.dumps({**record, "seconds": time.time() - record["started"]}))
-            _forget()
+            record |= {"deaths": deaths, "seconds": time.time() - record["started"]}
+            with contextlib.suppress(OSError):  # a full disk ends the search at the oracle's own file, if not above
+                replace_file(file, json.dumps(record))
+
+    def on_trial_end(self, trial: Trial) -> None:
+        super().on_trial_end(trial)
+        _forget()
 
     def _rungs(self, values: Mapping[str, Any]) -> tuple[int, ...]:
         """The epochs of this trial and of those that it goes on from, which `tuner/trial_id` names, the first first."""
@@ -114,6 +149,7 @@ class Tuner(BaseTuner):
         from tensorboard.plugins.hparams import api as hp
 
         folder = self.folder / "tensorboard" / trial.trial_id
+        shutil.rmtree(folder, ignore_errors=True)
         for logs in outcome.logs:
             shutil.copytree(logs, folder, dirs_exist_ok=True)
         settings = self.space.decode(trial.hyperparameters.values)
@@ -144,16 +180,13 @@ def read_trials(folder: Path, space: SearchSpace, stage: str = "") -> list[Trial
         if status == "completed" and found.get("stopped_early"):
             status = "early-stopped"
         decoded = space.decode(values).items()
-        settings = {n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in decoded}
         records.append(
             TrialRecord(
                 stage=stage,
                 trial=key,
                 status=status,
                 objective=trial["score"] if status in ("completed", "early-stopped") else None,
-                settings={
-                    n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in settings.items()
-                },
+                settings={n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in decoded},
                 epochs=found.get("epochs"),
                 initial_epoch=found.get("initial_epoch", 0),
                 parent=values.get("tuner/trial_id"),

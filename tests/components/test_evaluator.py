@@ -13,18 +13,19 @@ import oracles
 import pyarrow.parquet as pq
 import pytest
 import tables
+import tensorflow as tf
 from fixed_models import FixedIndex, FixedRanker, encoded, random_parts, random_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist import ShortlistError
 from shortlist.components._config import parse
-from shortlist.components._first_stage import ShortlistConfig
-from shortlist.components._queries import EncodedData
+from shortlist.components._first_stage import ShortlistConfig, retrieve
+from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components._second_stage import rank_candidates
 from shortlist.components.artifacts import Artifact
 from shortlist.components.candidate_generator import CandidateGenerator
-from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator
+from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator, best_items
 from shortlist.components.metrics import paired_bootstrap
 from shortlist.components.pipeline import Node, Pipeline
 
@@ -345,6 +346,38 @@ def test_retrieval_alone(small: tuple[Small, Artifact]) -> None:
     assert metrics["systems"] == {name: full[name] for name in (*BASELINES, *SOURCES)}
     assert metrics["comparisons"] == []
     assert metrics["blessed"] is False
+
+
+class Factorized(tf.Module):
+    """A loaded index whose scores are products of whole numbers: exact, and many of them tied."""
+
+    def __init__(self, users: int, items: int):
+        super().__init__()
+        rng = np.random.default_rng(0)
+        self.users, self.items = (rng.integers(-3, 4, (n, 2)).astype(np.float32) for n in (users, items))
+        self.retriever, self.calls = self, 0
+
+    def embed_query(self, query: dict[str, np.ndarray]) -> tf.Tensor:
+        self.calls += 1
+        return tf.gather(self.users, query["user"])
+
+    def item_vectors(self) -> tf.Tensor:
+        return tf.constant(self.items)
+
+    def scores(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
+        return tf.matmul(self.embed_query(query), self.items, transpose_b=True)
+
+
+def test_products_in_blocks_give_the_lists_of_the_scores(small: tuple[Small, Artifact]) -> None:
+    data = EncodedData(small[0].pipeline.run()["Transform"])
+    queries, index = build_queries(data, "test"), Factorized(data.num_users, data.num_items)
+    found = best_items(index, queries, 30, "wals", batch_size=5)
+    assert index.calls == 3
+    np.testing.assert_array_equal(found, retrieve(index.scores, queries, 30, "wals"))
+    assert (found == 0).any()  # fewer than 30 unseen items
+    index.items[7] = np.nan
+    with pytest.raises(ShortlistError, match=r"^`wals` scores items with NaN"):
+        best_items(index, queries, 30, "wals")
 
 
 def test_a_split_without_positives_is_refused(tmp_path: Path, parts: Any) -> None:

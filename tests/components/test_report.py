@@ -82,7 +82,7 @@ def test_the_page_states_what_it_stands_on(tmp_path: Path) -> None:
     lines = written(tmp_path, metrics())
     assert lines[0] == "# x.csv: evaluation on `test`"
     assert lines[2] == "| system | NDCG@10 | HR@10 | Recall@100 | Coverage@10 | users |"
-    assert lines[3].count("---|") == 6
+    assert lines[3].count("--- |") == 6
     assert lines[5].startswith("| two_stage | 0.020 [0.010, 0.030] |")
     page = "\n".join(lines)
     for sentence in (
@@ -117,3 +117,51 @@ def test_the_page_of_retrieval_alone(tmp_path: Path) -> None:
     assert lines[0] == "# demo: evaluation on `test`"
     assert not [line for line in lines if "no source retrieved" in line or "ranker" in line or "Paired" in line]
     assert not [line for line in lines if "None" in line and not line.startswith(("- Licence", "- Citation"))]
+
+
+def test_a_comparison_with_its_p() -> None:
+    pair = metrics()["comparisons"][0]
+    assert comparison({**pair, "p": 0.001, "p_holm": 0.0123}).endswith("[-0.0020, +0.0346], p = 0.012, 12,345 users")
+    assert comparison({**pair, "p": 0.0001, "p_holm": 0.0003}).endswith(", p < .001, 12,345 users")
+
+
+def test_what_is_measured_besides_stands_in_tables_of_its_own(tmp_path: Path) -> None:
+    found = metrics()
+    assert "## Beyond accuracy" not in "\n".join(written(tmp_path, found))
+    for system in found["systems"].values():
+        system |= {"gini@10": {"value": 0.9}, "gini@100": {"value": 0.8}}
+    found["systems"]["two_stage"]["novelty@10"] = figure(5)
+    found["comparisons"][0] |= {"p": 0.01, "p_holm": 0.02}
+    found["shortlist"] = {
+        "weight_from": "rating",
+        "impressions": 12345,
+        "positives": 67,
+        "systems": {"union": {"auc": {"value": 0.75}}, "two_stage": {"weighted_user_loss": figure(0.25)}},
+        "calibration": {
+            "bucket": [0, 9],
+            "rows": [1200, 34],
+            "expected": [0.5, 2.0],
+            "actual": [0.0, 1.6],
+            "error": [None, 0.25],
+        },
+    }
+    slices = [
+        {"slice": name, "part": part, "system": system, "metric": metric, **figure(0.5, 7)}
+        for name, part in (("activity", "low"), ("item.decade", "1990s"))
+        for system in ("popularity", "two_stage")
+        for metric in ("ndcg@10", "ndcg@100", "hr@10")
+    ]
+    write_report(tmp_path / "report.md", found, SOURCE, {"seed": 42}, slices)
+    page = (tmp_path / "report.md").read_text("utf-8")
+    for text in (
+        "| system | novelty@10 | gini@10 |\n| --- | --- | --- |\n| popularity |  | 0.900 |\n"
+        "| two_stage | 5.000 [4.990, 5.010] | 0.900 |\n",
+        "corrected by Holm's rule",
+        "12,345 candidates, 67 of them positives. The loss is the share of the rating, the proxy for watch time, that",
+        "| union | 0.750 |  |  |  |\n| two_stage |  |  | 0.250 [0.240, 0.260] |  |\n",
+        "| 1 | 1,200 | 0.5 | 0 |  |\n| 10 | 34 | 2 | 1.6 | +25% |\n",
+        "| slice | part | NDCG@10 of two_stage | users |\n| --- | --- | --- | --- |\n"
+        "| activity | low | 0.500 [0.490, 0.510] | 7 |\n\n",
+    ):
+        assert text in page
+    assert "1990s" not in page

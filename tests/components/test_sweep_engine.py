@@ -157,7 +157,7 @@ def test_a_disk_that_cannot_be_written_ends_the_search_and_its_trial_is_not_lost
 
 def test_a_trial_that_takes_its_process_with_it_is_given_up_the_third_time(tmp_path):
     (tmp_path / "trials").mkdir()
-    (tmp_path / "trials" / "0.json").write_text(json.dumps({"attempts": 2}))
+    (tmp_path / "trials" / "0.json").write_text(json.dumps({"deaths": 2}))
     first, second = tuned(tmp_path, lambda settings, rungs: Outcome(1.0), trials=2)
     assert first.status == "failed"
     assert "its process died 2 times" in first.message
