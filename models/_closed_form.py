@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from shortlist.models._base import Query
+from shortlist.models._cells import Cells, read_cells
 from shortlist.models._checks import require
 
 
@@ -46,3 +47,37 @@ class ClosedForm(tf.keras.Model):
 
     def get_build_config(self) -> dict[str, Any] | None:
         return {"input_shape": list(self.table_shape)} if self.built else None
+
+
+class ItemToItem(ClosedForm):
+    """A retriever that adds up weights from the items of the history to others. Abstract.
+
+    A subclass has `num_items`, and int32 `nearest` `[I, N]`: the items that each item has a weight to.
+    """
+
+    def read_users(self, x: tf.SparseTensor) -> Cells:
+        """The cells of `x`, `[U, I]`.
+
+        Raises:
+          ShortlistError: for a matrix with another number of columns, none at all, or no cell.
+        """
+        cells = read_cells(x)
+        rule = f"`x` must have one column an item, {self.num_items} in all."
+        require(cells.shape[1] == self.num_items, rule, shape=cells.shape)
+        return cells
+
+    def add_weights(self, query: tf.Tensor, item: tf.Tensor, weight: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
+        """Sums over a history's items of their weights to each item.
+
+        Args:
+          query: int64 `[M, 1]`, whose history it is.
+          item: `[M]`, an item of it.
+          weight: float32 `[I, N]`, to the items of `nearest`.
+          queries: int64, B.
+
+        Returns:
+          float32 `[B, I]`.
+        """
+        cells = query * self.num_items + tf.cast(tf.gather(self.nearest, item), tf.int64)  # [M, N]
+        sums = tf.math.unsorted_segment_sum(tf.gather(weight, item), cells, queries * self.num_items)
+        return tf.reshape(sums, [queries, self.num_items])

@@ -6,16 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, Query, register
-from shortlist.models._cells import read_cells
 from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._closed_form import ClosedForm
+from shortlist.models._closed_form import ItemToItem
 
 MOST = 20_000
 BLOCK = 1024
 
 
 @register("ease")
-class EASE(ClosedForm):
+class EASE(ItemToItem):
     """Scores an item by a linear model of which items stand in the history, the same for all users, solved exactly.
 
     B minimizes |X − XB|² + l2·|B|² with B_jj = 0, X the users' items as ones and zeros: P = (XᵀX + l2·1)⁻¹,
@@ -83,10 +82,7 @@ class EASE(ClosedForm):
         """
         from shortlist.models._ease import weights  # numba, which a loaded model does not need
 
-        cells = read_cells(x)
-        rule = f"`x` must have one column an item, {self.num_items} in all."
-        require(cells.shape[1] == self.num_items, rule, shape=cells.shape)
-        b = weights(cells, self.l2).astype(np.float32)
+        b = weights(self.read_users(x), self.l2).astype(np.float32)
         if not self.built:
             self.build((self.num_items, min(self.neighbours or self.num_items, self.num_items)))
         kept = self.table_shape[1]
@@ -111,6 +107,4 @@ class EASE(ClosedForm):
         if self.table_shape[1] == self.num_items:
             seen = tf.SparseTensor(once, tf.ones(tf.shape(once)[:1]), [batch, self.num_items])
             return tf.sparse.sparse_dense_matmul(seen, self.weight)
-        cells = once[:, :1] * self.num_items + tf.cast(tf.gather(self.nearest, once[:, 1]), tf.int64)  # [M, N]
-        sums = tf.math.unsorted_segment_sum(tf.gather(self.weight, once[:, 1]), cells, batch * self.num_items)
-        return tf.reshape(sums, [batch, self.num_items])
+        return self.add_weights(once[:, :1], once[:, 1], self.weight, batch)

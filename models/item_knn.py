@@ -5,13 +5,12 @@ from typing import Any
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, Query, register
-from shortlist.models._cells import read_cells
-from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._closed_form import ClosedForm
+from shortlist.models._checks import require_integer, require_number
+from shortlist.models._closed_form import ItemToItem
 
 
 @register("item_knn")
-class ItemKNN(ClosedForm):
+class ItemKNN(ItemToItem):
     """Scores an item by its similarity to the items of the history, in which only near neighbours count.
 
     sim(i, j) = n_ij / (√(n_i n_j) + shrink), with n_i the users of i and n_ij those of both; N(i) = the `neighbours`
@@ -61,9 +60,7 @@ class ItemKNN(ClosedForm):
         """
         from shortlist.models._item_knn import nearest  # numba, which a loaded model does not need
 
-        by_user = read_cells(x)
-        rule = f"`x` must have one column an item, {self.num_items} in all."
-        require(by_user.shape[1] == self.num_items, rule, shape=by_user.shape)
+        by_user = self.read_users(x)
         by_item = by_user.transposed()
         found = nearest(
             by_user.starts, by_user.columns, by_item.starts, by_item.columns, self.neighbours, self.shrink
@@ -80,7 +77,4 @@ class ItemKNN(ClosedForm):
         history = query["history"]
         batch = tf.shape(history, tf.int64)[0]
         watched = tf.where(history >= FIRST_ID)  # [M, 2]
-        items = tf.gather_nd(history, watched)  # [M]
-        cells = watched[:, :1] * self.num_items + tf.cast(tf.gather(self.nearest, items), tf.int64)  # [M, N]
-        sums = tf.math.unsorted_segment_sum(tf.gather(self.similarity, items), cells, batch * self.num_items)
-        return tf.reshape(sums, [batch, self.num_items])
+        return self.add_weights(watched[:, :1], tf.gather_nd(history, watched), self.similarity, batch)
