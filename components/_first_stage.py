@@ -91,7 +91,7 @@ def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
     """The catalogue's content, and its counts and times in the part that the encoding was fitted on."""
     from shortlist.models._ranking_features import Catalogue
 
-    rows = data.rows(*(data.artifact.names if data.state["fitted_on"] == "all" else ("train",)))
+    rows = data.fitted_rows()
     keep = rows["positive"]
     items, times = rows["item"][keep], rows["timestamp"][keep]
     first = np.full(data.num_items, times.max(initial=0))

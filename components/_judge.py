@@ -25,7 +25,7 @@ class Lists:
     """
 
     def __init__(self, data: EncodedData, queries: Queries, cutoffs: Sequence[int]):
-        rows = data.rows(*(data.artifact.names if data.state["fitted_on"] == "all" else ("train",)))
+        rows = data.fitted_rows()
         known = rows["positive"] & (rows["item"] >= m.FIRST_ID)
         item, user = rows["item"][known].astype(np.int64), rows["user_key"][known]
         pairs = np.unique(user * np.int64(data.num_items) + item)

@@ -42,6 +42,10 @@ class EncodedData:
         order = np.lexsort((joined["timestamp"], joined["user_key"]))  # stable: ties stay in the order of the splits
         return {c: values[order] for c, values in joined.items()}
 
+    def fitted_rows(self) -> Rows:
+        """The rows of the parts that the encoding was fitted on."""
+        return self.rows(*(self.artifact.names if self.state["fitted_on"] == "all" else ("train",)))
+
     @cached_property
     def items(self) -> Rows:
         """By item row: `id` and `title` (objects), `year` int16, `genres` float32 `[I, G]` multi-hot."""

@@ -9,30 +9,21 @@ from shortlist import ShortlistError
 from shortlist.components.artifacts import Candidates, Model
 
 
-def rank_candidates(ranker: Model, items: np.ndarray, features: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """The candidates `[Q, K]` by the ranker's odds, best first, ties in the order of the candidates.
+def score_shortlists(
+    ranker: Model, tables: Mapping[str, Mapping[str, np.ndarray]], batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """The odds float32 `[Q, K]` of the shortlists of each split.
 
     Raises:
       ShortlistError: if an odds is not a number.
     """
-    return by_odds(items, _score(load_ranker(ranker), features, batch_size))
-
-
-def load_ranker(ranker: Model) -> Any:
-    """The SavedModel of a ranker. Keep what it returns for as long as its functions are called."""
     import tensorflow as tf
 
-    return tf.saved_model.load(str(ranker / "serving"))
+    served = tf.saved_model.load(str(ranker / "serving"))  # kept for as long as its functions are called
+    return {split: _score(served, table["features"], batch_size) for split, table in tables.items()}
 
 
-def score_shortlists(ranker: Model, tables: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The odds float32 `[Q, K]` of the shortlists of each split."""
-    served = load_ranker(ranker)
-    return {split: _score(served, table["features"]) for split, table in tables.items()}
-
-
-def _score(served: Any, features: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """The odds float32 `[Q, K]`."""
+def _score(served: Any, features: np.ndarray, batch_size: int) -> np.ndarray:
     import tensorflow as tf
 
     starts = range(0, len(features), batch_size)

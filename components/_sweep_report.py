@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from shortlist.components._files import replace_file
 from shortlist.components._plots import Cell, Facts, Section, Table, page
 from shortlist.components._sweep_plots import (
     LOG_DECADES,
@@ -54,12 +55,7 @@ def write_sweep_report(
         sections += [Section(head, f"The objective is {name}, on validation."), *found] if len(stages) > 1 else found
     if not records:
         sections.append(Section("No trial yet", "The sweep has not finished a single trial."))
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(page(title, sections), "utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, page(title, sections))
 
 
 def _counts(records: Sequence[TrialRecord]) -> dict[str, Cell]:

@@ -5,7 +5,6 @@ What it cannot do (schedules, clusters, retries across machines) belongs to TFX,
 
 import ast
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,6 +23,7 @@ from typing import Any, ClassVar
 
 from shortlist import ShortlistError, __version__
 from shortlist.components._config import Config
+from shortlist.components._files import locked, sync
 from shortlist.components._progress import console
 from shortlist.components.artifacts import LINEAGE, Artifact
 
@@ -140,7 +140,10 @@ class Pipeline:
         wanted = self._with_needs(until or self.steps)
         self.ran, self.cached = [], []
         done: dict[str, Artifact] = {}
-        with _locked(self.workdir, self.shared):
+        busy = f"`workdir` {self.workdir} is in use by another run. Wait for it to end, or give another --workdir."
+        with contextlib.ExitStack() as held:
+            with disk_errors(self.workdir):
+                held.enter_context(locked(self.workdir / ".lock", busy, self.shared))
             for number, (name, step) in enumerate(((n, s) for n, s in self.steps.items() if n in wanted), 1):
                 done[name] = self._one(name, step, done, name in force, f"{number}/{len(wanted)}")
         return done
@@ -177,7 +180,7 @@ class Pipeline:
         if (folder / LINEAGE).exists() and not force:
             return self._from_cache(artifact, name, number)
         partial = folder.with_name(f"{folder.name}.partial")
-        with disk_errors(folder), _alone(self.workdir / ".locks" / f"{name}.{folder.name}"):
+        with disk_errors(folder), locked(self.workdir / ".locks" / f"{name}.{folder.name}"):
             if (folder / LINEAGE).exists() and not force:  # made by another while this one waited
                 return self._from_cache(artifact, name, number)
             console.print(f"  {number:>6}  {name}", highlight=False)
@@ -235,32 +238,7 @@ def _sync(folder: Path, lineage: str) -> None:
     """Writes `lineage.json` and makes the folder durable before it gets its final name."""
     (folder / LINEAGE).write_text(lineage)
     for path in [p for p in folder.rglob("*") if p.is_file()]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Waits until no other process makes the artifact that `lock` stands for."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _locked(workdir: Path, shared: bool) -> Iterator[None]:
-    with disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShortlistError(
-                f"`workdir` {workdir} is in use by another run. Wait for it to end, or give another --workdir."
-            ) from None
-        yield
+        sync(path)
 
 
 @contextlib.contextmanager

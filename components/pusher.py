@@ -1,13 +1,9 @@
 """Publishes a blessed bundle where TF Serving looks for it."""
 
-import contextlib
-import fcntl
 import json
-import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import pydantic
 
 from shortlist import ShortlistError
 from shortlist.components._config import Config
+from shortlist.components._files import locked, sync
 from shortlist.components._replay import read_records
 from shortlist.components.artifacts import Bundle, InfraBlessing, Model, ModelEvaluation, PushedModel
 from shortlist.components.pipeline import Component
@@ -95,19 +92,19 @@ def publish(model: Path, home: Path, keep: int) -> int:
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home):
+        with locked(home / ".lock"):
             for name in (PARTIAL, REMOVED):
                 shutil.rmtree(home / name, ignore_errors=True)
             version = max(versions(home), default=0) + 1
             try:
                 shutil.copytree(model, home / PARTIAL)
                 for path in [*(home / PARTIAL).rglob("*"), home / PARTIAL]:
-                    _sync(path)
+                    sync(path)
             except OSError:
                 shutil.rmtree(home / PARTIAL, ignore_errors=True)
                 raise
             (home / PARTIAL).rename(home / str(version))
-            _sync(home)
+            sync(home)
             found = versions(home)
             for old in sorted(found)[:-keep]:
                 if found[old].is_dir() and not found[old].is_symlink():
@@ -124,18 +121,3 @@ def publish(model: Path, home: Path, keep: int) -> int:
 def versions(home: Path) -> dict[int, Path]:
     """What TF Serving takes for a version: the entries of `home` whose names are whole numbers."""
     return {int(path.name): path for path in home.iterdir() if re.fullmatch("[0-9]+", path.name)}
-
-
-@contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    with (home / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -136,9 +136,8 @@ def _trained(
 
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
-    module = f"shortlist.trainers.{model.model}"
-    cls = importlib.import_module(module).Config
-    return Trainer(parse(cls, settings, f"{name} ({model.model})"), name, f"{module}:train")
+    where = f"{name} ({model.model})"
+    return Trainer(parse(_config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
 
 
 def model_names() -> list[str]:
@@ -155,6 +154,25 @@ def defaults(model: str) -> dict[str, Any]:
     if model not in model_names():
         raise ShortlistError(f"`model` must be one of {', '.join(model_names())}. Received: {model!r}.")
     return tomllib.loads((CONFIGS / f"{model}.toml").read_text())
+
+
+def place_of(model: str) -> str:
+    """Where the settings of a model stand when it is trained alone: what goes before their names."""
+    return "ranker." if model == RANKER else f"sources.{model}."
+
+
+def alone(model: str) -> dict[str, Any]:
+    """What leaves one model of the sources; a ranker has them all."""
+    return {} if model == RANKER else {"sources": {model: {}}}
+
+
+def setting_names(model: str) -> list[str]:
+    """The settings of a model's trainer."""
+    return list(_config_class(model).model_fields)
+
+
+def _config_class(model: str) -> type[Config]:
+    return importlib.import_module(f"shortlist.trainers.{model}").Config
 
 
 def setting_of(config: TwoStage, name: str) -> Any:

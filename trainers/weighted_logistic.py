@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
+from shortlist.components._second_stage import by_odds
 from shortlist.models.weighted_logistic import WeightedLogistic
 from shortlist.trainers._common import EpochsConfig, Validate, callbacks, prepare, save, served, start_of
 
@@ -84,9 +85,7 @@ def _new(config: Config, features: np.ndarray) -> WeightedLogistic:
 
 def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:
     """The candidates `[Q, K]` by the odds, best first."""
-    logits = model.predict(features, batch_size=64, verbose=0)
-    order = np.argsort(np.where(items >= 2, -logits, np.inf), axis=1, kind="stable")
-    return np.take_along_axis(items, order, axis=1)
+    return by_odds(items, model.predict(features, batch_size=64, verbose=0))  # logits are in the order of the odds
 
 
 def _examples(path: Path, weighted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -145,15 +145,13 @@ def train(
 
     Example: [bold]shortlist train wals --data demo --set embedding_dim=128 --set split.test=0.2[/bold]
     """
-    from shortlist.trainers.two_stage import RANKER, defaults, load_config, retrieval_only, two_stage
+    from shortlist.trainers.two_stage import RANKER, alone, defaults, load_config, retrieval_only, two_stage
 
     defaults(model)  # refuses what is not a model
     _, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
-    alone: dict[str, Any] = {} if model == RANKER else {"sources": {model: {}}}
-    if model in ("item_knn", "popularity"):
-        alone["baselines"] = {}
+    baselines: dict[str, Any] = {"baselines": {}} if model in ("item_knn", "popularity") else {}
     folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}
-    settings = load_config(None, {**alone, **folder, **given})
+    settings = load_config(None, {**alone(model), **baselines, **folder, **given})
     if model == RANKER:
         done = _execute(two_stage, settings, force, until=["Evaluator"])
     else:
@@ -225,7 +223,7 @@ def tune(
 
 
 def _show_sweep(sweep: "Sweep") -> None:
-    from shortlist.components._sweep_report import best_trial
+    from shortlist.components._trials import best_trial
     from shortlist.trainers import tuning
 
     for stage in sweep.stages:
@@ -341,7 +339,7 @@ def _given(
     positive_threshold: float | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the options say, as a file and by dotted names. A model's own settings get its place in front."""
-    from shortlist.trainers.two_stage import RANKER, parse_overrides, read_toml
+    from shortlist.trainers.two_stage import parse_overrides, place_of, read_toml
 
     options = {
         "data.source": data,
@@ -352,8 +350,7 @@ def _given(
     file = read_toml(config) if config else {}
     own = parse_overrides(overrides or [])
     if model != "two_stage":
-        place = "ranker." if model == RANKER else f"sources.{model}."
-        own = {name if "." in name else place + name: value for name, value in {**file, **own}.items()}
+        own = {name if "." in name else place_of(model) + name: value for name, value in {**file, **own}.items()}
         file = {}
     return file, {**{name: value for name, value in options.items() if value is not None}, **own}
 
@@ -370,6 +367,8 @@ def _execute(
     force: list[str] | None,
     until: Sequence[str] = (),
 ) -> "dict[str, Artifact]":
+    from shortlist.components._files import replace_file
+
     pipeline = build(settings)
     err.print(f"[bold]{escape(settings.data.source)}[/bold] → {escape(str(settings.workdir))}")
     done = pipeline.run(until=until, force=force or [])
@@ -379,19 +378,13 @@ def _execute(
         done = pipeline.run(until=until, force=[*(force or []), "Pusher"])
     evaluation = done["Evaluator"]
     for name in ("metrics.json", "report.md"):
-        _publish(settings.workdir / name, (evaluation / name).read_text("utf-8"))
+        replace_file(settings.workdir / name, (evaluation / name).read_text("utf-8"))
     lineage = {step: artifact.lineage for step, artifact in done.items()}
-    _publish(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
+    replace_file(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
     kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
-    _publish(settings.workdir / "run.json", json.dumps(kind, indent=2))  # last: it says that the others are there
+    replace_file(settings.workdir / "run.json", json.dumps(kind, indent=2))  # last: it says that the others are there
     err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
     return done
-
-
-def _publish(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
 
 
 def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:

@@ -22,7 +22,7 @@ from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.components._first_stage import ShortlistConfig, retrieve
 from shortlist.components._queries import EncodedData, build_queries
-from shortlist.components._second_stage import rank_candidates
+from shortlist.components._second_stage import by_odds, score_shortlists
 from shortlist.components.artifacts import Artifact
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.evaluator import METRICS, EvaluationConfig, Evaluator, best_items
@@ -329,7 +329,8 @@ def test_a_ranker_that_reverses_is_measured_as_such(tmp_path: Path, parts: Any) 
     with np.load(run["CandidateGenerator"] / "test.npz") as table:
         items, features = table["items"], table["features"]
     expected = [[i for i in line[::-1] if i] + [i for i in line if not i] for line in items.tolist()]
-    np.testing.assert_array_equal(rank_candidates(run["FixedRanker"], items, features, batch_size=5), expected)
+    odds = score_shortlists(run["FixedRanker"], {"test": {"features": features}}, batch_size=5)
+    np.testing.assert_array_equal(by_odds(items, odds["test"]), expected)
     wanted = targets(run, parts, "test")
     values = [
         oracles.ranking_metrics(line, wanted[user], 3)["ndcg"]
