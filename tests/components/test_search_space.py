@@ -347,7 +347,7 @@ def test_the_first_trial_has_the_shipped_value_to_the_last_digit(rate: float):
 
 
 def test_shipped_search_files_fit_their_models():
-    from shortlist.trainers.tuning import Sweep, SweepConfig, shipped_space
+    from shortlist.trainers._sweep import Sweep, SweepConfig, shipped_space
 
     files = sorted((Path(__file__).parents[2] / "trainers" / "configs").glob("*.search.toml"))
     assert len(files) >= 4
