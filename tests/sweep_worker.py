@@ -72,7 +72,7 @@ def main(
         _dying(oracle, folder)
 
     def measure(settings: dict[str, float], rungs: tuple[int, ...]) -> Outcome:
-        trial = next(t for t in sorted((folder / "trials").iterdir()) if _mine(t, identity))
+        trial = next(t for t in sorted((folder / "trials").glob("*.json")) if _mine(t, identity))
         note = {"trial": trial.stem, "worker": identity, "pid": os.getpid(), "settings": settings, "rungs": rungs}
         _write(folder, {**note, "event": "begins"})
         if trial.stem == kill:
