@@ -22,6 +22,7 @@ __all__ = [
     "InfraValidator",
     "Pipeline",
     "Pusher",
+    "Reporter",
     "RetrievalIndex",
     "SchemaGen",
     "Splitter",

@@ -36,9 +36,13 @@ def parse(cls: type[C], values: Mapping[str, Any], where: str = "the configurati
 
 def unknown(name: str, known: Collection[str], where: str) -> str:
     """What is said of a setting that does not exist: the nearest one that does, or all of them."""
-    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
-    hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(sorted(known))}."
-    return f"`{name}` is not a setting of {where}. {hint}"
+    return f"`{name}` is not a setting of {where}. {nearest(name.rpartition('.')[2], sorted(known))}"
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The known name that is most like a wrong one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
 
 
 def _path(error: Any, values: Any) -> list[str]:

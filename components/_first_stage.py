@@ -9,7 +9,7 @@ import pydantic
 from shortlist import ShortlistError
 from shortlist.components._config import Config
 from shortlist.components._progress import progress
-from shortlist.components._queries import EncodedData, Queries
+from shortlist.components._queries import EncodedData, Queries, has_impressions, known_weight, weight_source
 from shortlist.components.artifacts import Index
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: Sho
     loaded = {name: load_index(index) for name, index in sources.items()}
     vectors = {name: s.item_vectors().numpy() for name, s in loaded.items() if hasattr(s, "item_vectors")}
     catalogue = describe_catalogue(data, config.recent_years)
-    features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length)
     quota = config.quotas(loaded)
+    features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
     return Shortlist(loaded, quota, min(config.size, sum(quota.values())), catalogue.recent_count, features)
 
 
@@ -98,14 +98,24 @@ def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
     last = np.full(data.num_items, times.min(initial=times.max(initial=0)))
     np.minimum.at(first, items, times)
     np.maximum.at(last, items, times)
+    of_item = lambda rows, weights=None: np.bincount(rows, weights, data.num_items)  # noqa: E731
+    weight, source = known_weight(data, rows)[keep].astype(np.float64), weight_source(data)
+    weight = np.where(weight >= 0, weight, weight[weight >= 0].mean() if (weight >= 0).any() else 0.0)
     recent = times > times.max(initial=0) - recent_years * YEAR
     return Catalogue(
         genres=data.items["genres"],
         year=data.items["year"],
-        count=np.bincount(items, minlength=data.num_items),
-        recent_count=np.bincount(items[recent], minlength=data.num_items),
+        count=of_item(items),
+        recent_count=of_item(items[recent]),
         first_time=first,
         last_time=last,
+        weight=of_item(items, weight),
+        shown=of_item(rows["item"]) if has_impressions(data) else None,
+        weight_from=source,
+        highest=float(weight.max(initial=0)) or 1.0,
+        categories={name: data.items[f"category_{name}"] for name in data.state["categories"]},
+        shared=tuple(data.state["shared_categories"]),
+        numbers={name: data.items[f"number_{name}"] for name in data.state["numbers"]},
     )
 
 

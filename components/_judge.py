@@ -1,7 +1,7 @@
 """What the evaluator says about lists and shortlists: figures a user, figures with intervals, paired differences."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,42 +89,39 @@ def differences(
     ]
 
 
-def shortlist_values(
-    scores: Mapping[str, np.ndarray], items: np.ndarray, label: np.ndarray, weight: np.ndarray
-) -> dict[str, dict[str, np.ndarray]]:
-    """How each order of the same shortlists tells positives from the rest, by system: float64 `[Q]` by name.
+class Judged(NamedTuple):
+    """Impressions, or candidates taken for such: one a row, and whose row of the queries it is.
 
-    `user_auc` and `weighted_user_loss` of `shortlist.components.metrics`; a shortlist is one page. Ties count half.
-
-    Args:
-      scores: float `[Q, K]` by system.
-      items: int32 `[Q, K]`, 0 = none left.
-      label: bool `[Q, K]`.
-      weight: float `[Q, K]`, the watch time of a positive, or what stands for it.
+    `user` int `[N]`, from 0; `page` int `[N]`, what was seen together; `positive` bool `[N]`; `weight` float `[N]`, the
+    watch time of a positive, or what stands for it, 0 elsewhere.
     """
-    there = items >= m.FIRST_ID
-    user, queries = np.nonzero(there)[0], len(items)
-    positive, time = label[there], weight[there]
-    result = {}
-    for name, own in scores.items():
-        result[name] = {
-            "user_auc": m.user_auc(own[there], positive, user, queries, name),
-            "weighted_user_loss": m.weighted_user_loss(own[there], positive, time, user, user, queries, name),
-        }
-    return result
 
+    user: np.ndarray
+    page: np.ndarray
+    positive: np.ndarray
+    weight: np.ndarray
 
-def shortlist_figures(
-    scores: Mapping[str, np.ndarray], items: np.ndarray, label: np.ndarray, weight: np.ndarray
-) -> dict[str, dict[str, Figure]]:
-    """Figures over all impressions by system: `auc`, and the paper's `watch_time_lost`, a ratio of sums over users."""
-    there = items >= m.FIRST_ID
-    user, queries = np.nonzero(there)[0], len(items)
-    positive, time = label[there], weight[there]
-    result: dict[str, dict[str, Figure]] = {}
-    for name, own in scores.items():
-        lost, total = m.mispredicted_watch_time(own[there], positive, time, user, user, queries, name)
-        found = {"auc": m.auc(own[there], positive, name)}
+    def of_users(self, scores: np.ndarray, queries: int, name: str) -> dict[str, np.ndarray]:
+        """How an order of the impressions tells positives from the rest, float64 `[Q]`: `user_auc` and
+        `weighted_user_loss` of `shortlist.components.metrics`."""
+        loss = m.weighted_user_loss(scores, self.positive, self.weight, self.page, self.user, queries, name)
+        return {"user_auc": m.user_auc(scores, self.positive, self.user, queries, name), "weighted_user_loss": loss}
+
+    def of_all(self, scores: np.ndarray, queries: int, name: str) -> dict[str, Figure]:
+        """Figures over all impressions: `auc`, and the paper's `watch_time_lost`, a ratio of sums over users."""
+        where = self.positive, self.weight, self.page, self.user, queries, name
+        lost, total = m.mispredicted_watch_time(scores, *where)
+        found = {"auc": m.auc(scores, self.positive, name)}
         found["watch_time_lost"] = float(lost.sum() / total.sum()) if total.sum() else float("nan")
-        result[name] = {metric: {"value": value} for metric, value in found.items() if not np.isnan(value)}
-    return result
+        return {metric: {"value": value} for metric, value in found.items() if not np.isnan(value)}
+
+    def of_ranker(self, scores: Mapping[str, np.ndarray], unit: float | None, name: str) -> dict[str, Any]:
+        """`log_loss` of P(watch), and the `calibration` of the expected watch time in the data's unit, if any."""
+        found: dict[str, Any] = {"positives": int(self.positive.sum()), "impressions": len(self.positive)}
+        if not len(self.positive):
+            return found
+        found["log_loss"] = m.log_loss(scores["watch"], self.positive, name)
+        expected = scores["expected"].astype(np.float64) * (unit or np.nan)
+        if np.isfinite(expected).all():
+            found["calibration"] = m.calibration(expected, np.where(self.positive, self.weight, 0), name=name)
+        return found

@@ -369,6 +369,7 @@ tr.failed td { color: var(--muted); }
 #vg-tooltip-element.vg-tooltip td.key { color: var(--muted); text-align: left;
   max-width: 12rem; min-width: 5rem; }
 @media (max-width: 40rem) { th, td { padding: .5rem .75rem; } caption { padding: .75rem .75rem 0; }
+  td.long { min-width: 11rem; }
   dl { grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); } }
 @media print { .scroll, pre { max-height: none; overflow: visible; } .card { break-inside: avoid; } }
 """

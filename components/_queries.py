@@ -4,11 +4,12 @@ A query's history is every positive of that user in the earlier splits that is s
 timestamp of the target split; the items removed as seen are those of all earlier splits, tied rows too.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shortlist import ShortlistError
@@ -48,7 +49,8 @@ class EncodedData:
 
     @cached_property
     def items(self) -> Rows:
-        """By item row: `id` and `title` (objects), `year` int16, `genres` float32 `[I, G]` multi-hot."""
+        """By item row: `id` and `title` (objects), `year` int16, `genres` float32 `[I, G]` multi-hot, and the columns
+        `category_<name>` int32 and `number_<name>` float32."""
         table = pq.read_table(self.artifact / "items.parquet")
         lists = table["genres"].combine_chunks()
         genres = np.zeros((len(table), len(self.state["genres"])), np.float32)
@@ -59,13 +61,19 @@ class EncodedData:
             "title": table["title"].to_numpy(),
             "year": table["year"].to_numpy(),
             "genres": genres,
+            **_further(table),
         }
 
     @cached_property
     def users(self) -> Rows:
-        """By `user_key`: `id` (object) and `user` int32."""
+        """By `user_key`: `id` (object), `user` int32 and the columns `category_<name>` int32."""
         table = pq.read_table(self.artifact / "users.parquet")
-        return {"id": table["id"].to_numpy(), "user": table["user"].to_numpy()}
+        return {"id": table["id"].to_numpy(), "user": table["user"].to_numpy(), **_further(table)}
+
+    def category(self, name: str, rows: np.ndarray) -> pa.Array:
+        """The values of a category by their rows, null for what is missing or unknown."""
+        values = (self.artifact / f"category_{name}.txt").read_text("utf-8").split("\n")[:-1]
+        return pa.array([None, None, *values], pa.string()).take(pa.array(rows))
 
     def year_bucket(self) -> np.ndarray:
         """int32 `[I]`: 0 for an unknown year, else 1 + its bucket."""
@@ -91,7 +99,11 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Queries:
-    """One query a user of a split, in the order of `user_key`: every array has one entry, or ragged row, a query."""
+    """One query a user of a split, in the order of `user_key`: every array has one entry, or ragged row, a query.
+
+    `context` is what only a ranker reads, see `RankingQuery` of `shortlist.models._base`; `shown` are the rows of the
+    split with a known item, for whoever learns from impressions: `item`, `watched` (a positive), `weight` and `time`.
+    """
 
     split: str
     user_key: np.ndarray
@@ -102,12 +114,19 @@ class Queries:
     seen: Ragged
     targets: Ragged
     target_weight: Ragged
+    context: Mapping[str, np.ndarray | Ragged] = field(default_factory=dict)
+    shown: Mapping[str, Ragged] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
 
     def batches(self, size: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         """Slices and padded tensors: a `Query` (see `shortlist.models._base`) plus `exclude` int32 `[B, E]`."""
+        for rows, batch in self.ranking_batches(size):
+            yield rows, {key: value for key, value in batch.items() if key not in self.context}
+
+    def ranking_batches(self, size: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+        """As `batches`, with what only a ranker reads: a `RankingQuery` plus `exclude`."""
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
             yield (
@@ -118,14 +137,19 @@ class Queries:
                     "history_time": self.history_time.padded(start, stop),
                     "time": self.time[start:stop],
                     "exclude": self.seen.padded(start, stop),
+                    **{
+                        key: value.padded(start, stop) if isinstance(value, Ragged) else value[start:stop]
+                        for key, value in self.context.items()
+                    },
                 },
             )
 
 
-def build_queries(data: EncodedData, split: str) -> Queries:
-    """The queries of every user with a positive in `split`.
+def build_queries(data: EncodedData, split: str, of_all: bool = False) -> Queries:
+    """The queries of every user with a positive in `split`, or `of_all` that have a row there.
 
-    A positive weighs its watch time, or where the data has none its rating, or 1 (`weight_source`).
+    A positive weighs its watch time, or where the data has none its rating, or 1 (`weight_source`). What was watched
+    is removed as seen; what was only shown is not.
 
     Raises:
       ShortlistError: if a user's rows in `split` have no time at all.
@@ -133,7 +157,7 @@ def build_queries(data: EncodedData, split: str) -> Queries:
     names = data.artifact.NAMES
     target = data.rows(split)
     positive = target["positive"]
-    keys = np.unique(target["user_key"][positive])
+    keys = np.unique(target["user_key"] if of_all else target["user_key"][positive])
     slot = np.full(len(data.users["id"]), -1, np.int32)
     slot[keys] = np.arange(len(keys))
 
@@ -150,9 +174,19 @@ def build_queries(data: EncodedData, split: str) -> Queries:
     before = data.rows(*names[: names.index(split)])
     row = slot[before["user_key"]]
     known = before["item"] >= 2
-    seen = (row >= 0) & known
-    history = seen & before["positive"] & (before["timestamp"] < first[row])
-    wanted = positive & (rows >= 0)
+    mine = (row >= 0) & known
+    seen = mine & before["watched"]
+    earlier = mine & (before["timestamp"] < first[row])
+    history, ignored = earlier & before["positive"], earlier & ~before["watched"]
+    wanted, shown = positive & (rows >= 0), (rows >= 0) & (target["item"] >= 2)
+    weight = positive_weight(data, target)
+    context: dict[str, np.ndarray | Ragged] = {
+        "history_weight": _ragged(row, history, known_weight(data, before), len(keys)),
+        "impressions": _ragged(row, ignored, before["item"], len(keys)),
+        "impressions_time": _ragged(row, ignored, before["timestamp"], len(keys)),
+        "example_age": _example_age(split, first[:-1]),
+    }
+    context |= {f"user_{name}": data.users[f"category_{name}"][keys] for name in data.state["shared_categories"]}
     return Queries(
         split=split,
         user_key=keys.astype(np.int32),
@@ -162,8 +196,21 @@ def build_queries(data: EncodedData, split: str) -> Queries:
         history_time=_ragged(row, history, before["timestamp"], len(keys)),
         seen=_ragged(row, seen, before["item"], len(keys)),
         targets=_ragged(rows, wanted, target["item"], len(keys)),
-        target_weight=_ragged(rows, wanted, positive_weight(data, target), len(keys)),
+        target_weight=_ragged(rows, wanted, weight, len(keys)),
+        context=context,
+        shown={
+            "item": _ragged(rows, shown, target["item"], len(keys)),
+            "watched": _ragged(rows, shown, positive, len(keys)),
+            "weight": _ragged(rows, shown, np.where(positive, weight, 0), len(keys)),
+            "time": _ragged(rows, shown, target["timestamp"], len(keys)),
+        },
     )
+
+
+def _example_age(split: str, time: np.ndarray) -> np.ndarray:
+    """Seconds between a training query and the newest one, float32; 0 in what is only measured, as in serving."""
+    age = time.max(initial=0) - time if split == "rank_train" else np.zeros(len(time))
+    return age.astype(np.float32)
 
 
 def weight_source(data: EncodedData) -> str:
@@ -175,12 +222,31 @@ def weight_source(data: EncodedData) -> str:
     return "none"
 
 
+def has_impressions(data: EncodedData) -> bool:
+    """Whether the log says what was shown and not watched."""
+    return not data.rows("train")["watched"].all()
+
+
 def positive_weight(data: EncodedData, rows: Rows) -> np.ndarray:
-    """float32, one a row: the weight of a positive; 1 where the row has no value."""
+    """float32, one a row: the weight of a positive; where the row has no value, the mean of those of `train`."""
     source = weight_source(data)
     if source == "none":
         return np.ones(len(rows["item"]), np.float32)
-    return np.where(np.isfinite(rows[source]), rows[source], 1).astype(np.float32)
+    train = data.rows("train")
+    known = train[source][train["positive"] & np.isfinite(train[source])]
+    return np.where(np.isnan(rows[source]), known.mean(), rows[source]).astype(np.float32)
+
+
+def known_weight(data: EncodedData, rows: Rows) -> np.ndarray:
+    """float32, one a row: its watch time or rating (`weight_source`), -1 where there is none."""
+    source = weight_source(data)
+    values = np.full(len(rows["item"]), np.nan, np.float32) if source == "none" else rows[source]
+    return np.where(np.isfinite(values), values, -1).astype(np.float32)
+
+
+def _further(table: pa.Table) -> Rows:
+    names = [n for n in table.column_names if n.startswith(("category_", "number_"))]
+    return {name: table[name].to_numpy() for name in names}
 
 
 def _ragged(row: np.ndarray, keep: np.ndarray, values: np.ndarray, count: int) -> Ragged:

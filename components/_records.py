@@ -15,6 +15,10 @@ MEANING = {
     "history": "ids of what was watched, oldest first; unknown ids are left out; without a known one, the history that "
     "is stored of the user is used",
     "history_time": "when each was watched, seconds since 1970; an absent one is the request's time",
+    "history_rating": "how each was rated; an absent one is unknown",
+    "history_watch_time": "how long each was watched, seconds; an absent one is unknown",
+    "impressions": "ids of what was shown and not watched, beside what is stored of the user",
+    "impressions_time": "when each was shown, seconds since 1970; an absent one is the request's time",
     "time": "of the request, seconds since 1970",
     "exclude": "ids never to return, beside the history and what is stored of the user",
     "k": "how many items, at most the catalogue; 0 returns none",
@@ -28,6 +32,7 @@ OUTPUT = {
     "sources": "the sources that proposed the item, best rank first, joined by `+`; `popularity` where there is no "
     "history; the first source for what none proposed",
     "count": "how many items the row has",
+    "expected_watch_time": "seconds, E[T]; 0 where there is no item, −1 past the shortlist and without any history",
 }
 SCORES = {
     "serving_default": "As `recommend`.",
@@ -60,6 +65,10 @@ def choose_requests(items: np.ndarray, users: np.ndarray, newest: int, oldest: i
         {"user": "a new user", "history": few},
         {"user": "a new user", "history": spread(items, 30), "k": 20},
         {"user": "a new user", "history": few, "history_time": [oldest] * len(few), "time": newest + 3_600},
+        {
+            **{"user": "a new user", "history": few, "history_rating": [3.0], "history_watch_time": [60.0]},
+            **{"impressions": spread(items, 5), "impressions_time": [oldest]},
+        },
         {"user": "", "history": ["an unknown item", *few, "", "another"], "exclude": ["an unknown item", *few]},
         {"user": "", "history": ["an unknown item"]},
         {"user": known[-1], "history": ["an unknown item"], "time": oldest},
@@ -111,6 +120,8 @@ def encode_example(request: Request) -> str:
         values = value if isinstance(value, list) else [value]
         if values and isinstance(values[0], str):
             return tf.train.Feature(bytes_list=tf.train.BytesList(value=[v.encode() for v in values]))
+        if values and isinstance(values[0], float):
+            return tf.train.Feature(float_list=tf.train.FloatList(value=values))
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
     features = tf.train.Features(feature={name: feature(value) for name, value in sorted(request.items())})
@@ -153,6 +164,7 @@ def describe_signatures(
     lines += table("feature", "type", "meaning", "default")
     for n, feature in example_features.items():
         kind = f"{feature.dtype.name}{'' if hasattr(feature, 'default_value') else ' list'}"
-        lines.append(f"| `{n}` | {kind} | {MEANING[n]} | {defaults[n]} |")
+        meaning = MEANING.get(n) or f"the user's {n.removeprefix('user_')}; an absent one is that stored of the user"
+        lines.append(f"| `{n}` | {kind} | {meaning} | {defaults[n]} |")
     lines += ["", "## What the ranker sees", "", ", ".join(f"`{n}`" for n in ranker_features), ""]
     return "\n".join(lines)

@@ -1,23 +1,26 @@
-"""The evaluation as a page of Markdown."""
+"""What a report says of an evaluation, as tables (names of columns, rows of text) and sentences, whatever the page."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+Rows = tuple[list[str], list[list[str]]]
 
 HEADLINE = ("ndcg@{low}", "hr@{low}", "recall@{high}", "coverage@{low}")
 BESIDES = ("weighted_ndcg", "novelty", "diversity", "popularity_bias", "gini")
 PARTS = ("activity", "cold_user", "item_popularity", "cold_item", "genre")
-"""The slices that the page shows; the others are in the file."""
+"""The slices that stand in the model card; all others are in the page with plots and in the file."""
+FEW = 20
+"""Users of a slice that is called weak: with fewer it may be chance."""
 
 
-def headline(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def headline(metrics: Mapping[str, Any]) -> Rows:
     """The table that a run ends with: the names of its columns and its rows, as text."""
-    cutoffs = sorted({int(name.partition("@")[2]) for rows in metrics["systems"].values() for name in rows})
+    cutoffs = _cutoffs(metrics)
     columns = [name.format(low=cutoffs[0], high=cutoffs[-1]) for name in HEADLINE]
     rows = []
     for system, values in metrics["systems"].items():
         users = next((v["users"] for v in values.values() if "users" in v), 0)
-        rows.append([system, *(_cell(values[column]) for column in columns), f"{users:,}"])
+        rows.append([system, *(cell(values[column]) for column in columns), f"{users:,}"])
     names = {"ndcg": "NDCG", "hr": "HR", "recall": "Recall", "coverage": "Coverage"}
     titles = [names[kind] + "@" + k for kind, _, k in (column.partition("@") for column in columns)]
     return ["system", *titles, "users"], rows
@@ -25,142 +28,136 @@ def headline(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def comparison(c: Mapping[str, Any]) -> str:
     """One paired difference as a sentence."""
-    p = ""
-    if "p_holm" in c:
-        p = ", p < .001" if c["p_holm"] < 0.001 else f", p = {c['p_holm']:.3f}"
-    return (
-        f"{c['metric']} on {c['split']}, {c['system']} against {c['against']}: {c['difference']:+.4f} "
-        f"[{c['low']:+.4f}, {c['high']:+.4f}]{p}, {c['users']:,} users"
-    )
+    p = f", p {_p(c)}" if "p_holm" in c else ""
+    what = f"{c['metric']} on {c['split']}, {c['system']} against {c['against']}"
+    return f"{what}: {_difference(c)}{p}, {c['users']:,} users"
 
 
-def write_report(
-    path: Path,
-    metrics: Mapping[str, Any],
-    source: Mapping[str, Any],
-    splits: Mapping[str, Any],
-    slices: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Writes `report.md`: data and licence, protocol, figures, blessing; `slices` are the rows of `slices.parquet`."""
-    titles, rows = headline(metrics)
-    protocol = metrics["protocol"]
-    threshold = protocol["positive_threshold"]
-    differences = [f"- {comparison(c)}" for c in metrics["comparisons"]]
-    lines = [
-        f"# {source.get('name') or source.get('source')}: evaluation on `{metrics['split']}`",
-        "",
-        *_table(titles, rows),
-        "",
-        "Means over users, with 95 % intervals (bootstrap over users). The full catalogue is ranked, without the items "
-        "that the user has seen.",
-        "",
-        f"**{'Blessed' if metrics['blessed'] else 'Not blessed'}.** " + " ".join(metrics["reasons"]),
-        "",
-        *(["## Paired differences", "", *differences, "", *_tests(metrics["comparisons"])] if differences else []),
-        *_besides(metrics["systems"]),
-        *_shortlist(metrics.get("shortlist")),
-        *_slices(slices),
-        "## Protocol",
-        "",
-        f"- Split: `{protocol['strategy']}`, seed {splits['seed']}. {protocol['guarantee']}",
-        f"- A positive is {'every watch' if threshold is None else f'a rating of at least {threshold:g}'}.",
-        f"- {protocol['users']:,} users with a target, {protocol['users_with_history']:,} of them with a history. "
-        f"{protocol['targets']:,} targets, {protocol['targets_outside_catalogue']:.1%} of them outside the catalogue "
-        f"of {protocol['catalogue']:,} items: they count as misses.",
-    ]
-    if "positives" in protocol:
-        shares = [
-            f"{protocol['not_retrieved'][s]:,} of {n:,} ({protocol['not_retrieved'][s] / max(n, 1):.0%}) in {s}"
-            for s, n in protocol["positives"].items()
-        ]
-        lines.append(f"- Positives that no source retrieved, dropped and not injected: {'; '.join(shares)}.")
-        lines.append(
-            "- The ranker's features of a source are its log-rank and its score normalized per request, which mean the "
-            "same before and after a refit; raw scores would not."
-        )
-    lines += [f"- {note}" for note in protocol.get("notes", [])]
-    lines += [
-        "",
-        "## Data",
-        "",
-        f"- Source: `{source.get('source')}`, {source.get('rows', 0):,} rows, "
-        f"{source.get('duplicates_dropped', 0):,} duplicates dropped.",
-        f"- Licence: {source.get('licence')}",
-        f"- Citation: {source.get('citation')}",
-        "",
-    ]
-    path.write_text("\n".join(lines), "utf-8")
+def differences(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
+    """All paired differences."""
+    names = ("split", "metric", "system", "against")
+    p = [_p(c).removeprefix("= ") if "p_holm" in c else "" for c in comparisons]
+    rows = [[*(c[n] for n in names), _difference(c), p[i], f"{c['users']:,}"] for i, c in enumerate(comparisons)]
+    return [*names, "difference", "p", "users"], rows
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
+TESTS = (
+    "p: two-sided, by random exchange of the two systems' figures of each user, corrected by Holm's rule for the "
+    "comparisons of the same split."
+)
 
 
-def _tests(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not any("p_holm" in c for c in comparisons):
-        return []
-    text = (
-        "p: two-sided, by random exchange of the two systems' figures of each user, corrected by Holm's rule for the "
-        "comparisons of the same split."
-    )
-    return [text, ""]
+def besides(metrics: Mapping[str, Any]) -> Rows:
+    """What the lists are like besides their accuracy, at the first cut-off; no rows where nothing was measured."""
+    systems, low = metrics["systems"], _cutoffs(metrics)[0]
+    names = [n for n in (f"{kind}@{low}" for kind in BESIDES) if any(n in own for own in systems.values())]
+    rows = [[system, *(cell(own[n]) if n in own else "" for n in names)] for system, own in systems.items()]
+    return ["system", *names], rows if names else []
 
 
-def _besides(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the lists are like besides their accuracy, at the first cut-off."""
-    low = min(int(name.partition("@")[2]) for rows in systems.values() for name in rows)
-    names = [n for n in (f"{kind}@{low}" for kind in BESIDES) if any(n in rows for rows in systems.values())]
-    if not names:
-        return []
-    rows = [[system, *(_cell(own[n]) if n in own else "" for n in names)] for system, own in systems.items()]
-    return ["## Beyond accuracy", "", *_table(["system", *names], rows), ""]
-
-
-def _shortlist(judged: Mapping[str, Any] | None) -> list[str]:
-    if judged is None:
-        return []
+def orders(judged: Mapping[str, Any]) -> Rows:
+    """How well each order tells the positives of a page from the rest."""
     names = {
         "auc": "AUC",
         "user_auc": "AUC per user",
         "weighted_user_loss": "weighted per-user loss",
         "watch_time_lost": "share of all lost",
     }
-    rows = [[system, *(_cell(own[n]) if n in own else "" for n in names)] for system, own in judged["systems"].items()]
+    rows = [[system, *(cell(own[n]) if n in own else "" for n in names)] for system, own in judged["systems"].items()]
+    return ["system", *names.values()], rows
+
+
+def counted_orders(judged: Mapping[str, Any], what: str) -> str:
+    """What the figures of `orders` are of; `what` are the rows of a page, such as candidates."""
+    page = "shortlist" if what == "candidates" else "page"
     gain = {"watch_time": "watch time", "rating": "rating, the proxy for watch time,"}.get(judged["weight_from"])
-    lines = [
-        "## Within the shortlist",
-        "",
-        f"{judged['impressions']:,} candidates, {judged['positives']:,} of them positives. The loss is the share of "
-        f"{f'the {gain}' if gain else 'the positives'} that a negative of the same shortlist is ranked above.",
-        "",
-        *_table(["system", *names.values()], rows),
-        "",
+    return (
+        f"{judged['impressions']:,} {what}, {judged['positives']:,} of them positives. The loss is the share of "
+        f"{f'the {gain}' if gain else 'the positives'} that a negative of the same {page} is ranked above."
+    )
+
+
+def weight(weight_from: str) -> str:
+    """What a positive weighs, as a sentence."""
+    return {
+        "watch_time": "A positive weighs its watch time.",
+        "rating": "A positive weighs its rating, a proxy for the watch time that the data does not have.",
+    }.get(weight_from, "Every positive weighs 1: the data has neither watch time nor ratings.")
+
+
+def deciles(calibration: Mapping[str, Sequence[Any]], what: str) -> Rows:
+    """Expected against actual value by decile of the prediction."""
+    columns = ("bucket", "rows", "expected", "actual", "error")
+    rows = [
+        [str(b + 1), f"{n:,}", f"{x:.4g}", f"{y:.4g}", "" if e is None else f"{e:+.0%}"]
+        for b, n, x, y, e in zip(*(calibration[c] for c in columns), strict=True)
     ]
-    if "calibration" in judged:
-        by = judged["calibration"]
-        columns = ("bucket", "rows", "expected", "actual", "error")
-        deciles = [
-            [str(b + 1), f"{n:,}", f"{x:.4g}", f"{y:.4g}", "" if e is None else f"{e:+.0%}"]
-            for b, n, x, y, e in zip(*(by[c] for c in columns), strict=True)
-        ]
-        titles = ["decile of the prediction", "candidates", "expected", "actual", "error"]
-        lines += ["Expected against actual value of a candidate:", "", *_table(titles, deciles), ""]
-    return lines
+    return ["decile of the prediction", what, "expected", "actual", "error"], rows
 
 
-def _slices(slices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """NDCG at the first cut-off of the last system, by slice."""
+def slice_metric(slices: Sequence[Mapping[str, Any]]) -> str:
+    """NDCG at the first cut-off, "" where there is none."""
     names = [r["metric"] for r in slices if r["metric"].startswith("ndcg@")]
-    if not names:
-        return []
-    metric, system = min(names, key=lambda n: int(n.partition("@")[2])), slices[-1]["system"]
-    shown = [r for r in slices if r["metric"] == metric and r["system"] == system and r["slice"] in PARTS]
-    rows = [[r["slice"], r["part"], _cell(r), f"{r['users']:,}"] for r in shown]
-    title = f"NDCG@{metric.partition('@')[2]} of {system}"
-    return ["## Slices", "", *_table(["slice", "part", title, "users"], rows), ""]
+    return min(names, key=lambda n: int(n.partition("@")[2])) if names else ""
 
 
-def _cell(value: Mapping[str, float]) -> str:
+def slice_values(slices: Sequence[Mapping[str, Any]], system: str) -> list[Mapping[str, Any]]:
+    """The rows of `slice_metric` of one system, in the order of the file."""
+    metric = slice_metric(slices)
+    return [r for r in slices if r["metric"] == metric and r["system"] == system]
+
+
+def best_system(metrics: Mapping[str, Any], among: Sequence[str]) -> str:
+    """The one of highest NDCG at the first cut-off; the first of equals."""
+    name = f"ndcg@{_cutoffs(metrics)[0]}"
+    return max(among, key=lambda system: metrics["systems"][system][name]["value"])
+
+
+def protocol(metrics: Mapping[str, Any], splits: Mapping[str, Any]) -> list[str]:
+    """How it was measured, a sentence each."""
+    found = metrics["protocol"]
+    threshold = found["positive_threshold"]
+    lines = [
+        f"Split: {found['strategy']}, seed {splits['seed']}. {found['guarantee']}",
+        f"A positive is {'every watch' if threshold is None else f'a rating of at least {threshold:g}'}.",
+        f"{found['users']:,} users with a target, {found['users_with_history']:,} of them with a history. "
+        f"{found['targets']:,} targets, {found['targets_outside_catalogue']:.1%} of them outside the catalogue "
+        f"of {found['catalogue']:,} items: they count as misses.",
+    ]
+    if "positives" in found:
+        shares = [
+            f"{found['not_retrieved'][s]:,} of {n:,} ({found['not_retrieved'][s] / max(n, 1):.0%}) in {s}"
+            for s, n in found["positives"].items()
+        ]
+        lines.append(f"Positives that no source retrieved, dropped and not injected: {'; '.join(shares)}.")
+        lines.append(
+            "The ranker's features of a source are its log-rank and its score normalized per request, which mean the "
+            "same before and after a refit; raw scores would not."
+        )
+    return [*lines, *found.get("notes", [])]
+
+
+def weakest(slices: Sequence[Mapping[str, Any]], system: str, most: int = 3) -> list[str]:
+    """The slices of lowest NDCG among those with enough users, lowest first."""
+    known = [r for r in slice_values(slices, system) if r["users"] >= FEW]
+    found = sorted(known, key=lambda r: r["value"])[:most]
+    return [f"{r['slice']} = {r['part']}: {cell(r)}, {r['users']:,} users" for r in found]
+
+
+def cell(value: Mapping[str, float]) -> str:
+    """A figure with its interval, where it has one."""
     if "low" not in value:
         return f"{value['value']:.3f}"
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _cutoffs(metrics: Mapping[str, Any]) -> list[int]:
+    return sorted({int(name.partition("@")[2]) for rows in metrics["systems"].values() for name in rows})
+
+
+def _difference(c: Mapping[str, Any]) -> str:
+    return f"{c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}]"
+
+
+def _p(c: Mapping[str, Any]) -> str:
+    return "< .001" if c["p_holm"] < 0.001 else f"= {c['p_holm']:.3f}"

@@ -11,8 +11,8 @@ from shortlist.components.artifacts import Candidates, Model
 
 def score_shortlists(
     ranker: Model, tables: Mapping[str, Mapping[str, np.ndarray]], batch_size: int = 64
-) -> dict[str, np.ndarray]:
-    """The odds float32 `[Q, K]` of the shortlists of each split.
+) -> dict[str, dict[str, np.ndarray]]:
+    """`odds`, `watch` and `expected`, float32 `[Q, K]` each, of the shortlists of each split.
 
     Raises:
       ShortlistError: if an odds is not a number.
@@ -20,21 +20,42 @@ def score_shortlists(
     import tensorflow as tf
 
     served = tf.saved_model.load(str(ranker / "serving"))  # kept for as long as its functions are called
-    return {split: _score(served, table["features"], batch_size) for split, table in tables.items()}
+    return {split: _score(served, table, batch_size) for split, table in tables.items()}
 
 
-def _score(served: Any, features: np.ndarray, batch_size: int) -> np.ndarray:
+def score_shown(ranker: Model, table: Mapping[str, np.ndarray], batch_size: int = 8192) -> dict[str, np.ndarray]:
+    """`odds`, `watch` and `expected`, float32 `[N]` each, of impressions (`read_shown`), each a candidate alone.
+
+    Raises:
+      ShortlistError: if an odds is not a number.
+    """
     import tensorflow as tf
 
-    starts = range(0, len(features), batch_size)
-    parts = [served.score(tf.constant(features[start : start + batch_size])).numpy() for start in starts]
-    odds = np.concatenate(parts) if parts else np.zeros(features.shape[:2], np.float32)
-    if np.isnan(odds).any():
+    served = tf.saved_model.load(str(ranker / "serving"))
+    rows = {
+        "features": table["features"][:, np.newaxis],
+        "items": table["item"][:, np.newaxis],
+        "history": table["history"][table["owner"]],
+    }
+    return {name: values[:, 0] for name, values in _score(served, rows, batch_size).items()}
+
+
+def _score(served: Any, table: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(table["items"]), batch_size):
+        batch = (tf.constant(table[key][start : start + batch_size]) for key in ("features", "items", "history"))
+        parts.append({name: value.numpy() for name, value in served.score(*batch).items()})
+    none = np.zeros((0, table["items"].shape[1]), np.float32)
+    names = ("odds", "watch", "expected")
+    scores = {name: np.concatenate([none, *(part[name] for part in parts)]) for name in names}
+    if (wrong := np.isnan(scores["odds"])).any():
         raise ShortlistError(
             "`ranker` scores candidates with NaN, so they have no order. Lower --set ranker.learning_rate. "
-            f"Received: NaN for {int(np.isnan(odds).any(axis=1).sum()):,} of {len(odds):,} queries."
+            f"Received: NaN for {int(wrong.any(axis=1).sum()):,} of {len(wrong):,} queries."
         )
-    return odds
+    return scores
 
 
 def by_odds(items: np.ndarray, odds: np.ndarray) -> np.ndarray:
@@ -46,4 +67,10 @@ def by_odds(items: np.ndarray, odds: np.ndarray) -> np.ndarray:
 def read_shortlists(candidates: Candidates, split: str) -> dict[str, np.ndarray]:
     """The arrays of one split, see `Candidates`."""
     with np.load(candidates / f"{split}.npz") as table:
+        return dict(table)
+
+
+def read_shown(candidates: Candidates, split: str) -> dict[str, np.ndarray]:
+    """The arrays of the impressions of one split, see `Candidates`."""
+    with np.load(candidates / f"{split}.shown.npz") as table:
         return dict(table)

@@ -55,8 +55,8 @@ def user_slices(data: EncodedData, queries: Queries, cold: int) -> Slices:
     yield "cold_user", "warm", length >= cold
     table = pq.read_table(data.artifact / "users.parquet")
     for name in [c for c in table.column_names if c not in ("id", "user")]:
-        for part, has in _categories(table[name]):
-            yield f"user.{name}", part, has[queries.user_key]
+        for part, has in _categories(_named(data, name, table)):
+            yield f"user.{name.removeprefix('category_')}", part, has[queries.user_key]
 
 
 def target_slices(data: EncodedData, queries: Queries, counts: np.ndarray, cold: int) -> Slices:
@@ -80,7 +80,9 @@ def target_slices(data: EncodedData, queries: Queries, counts: np.ndarray, cold:
     yield from (("item.decade", f"{d}s", decade == d) for d in np.unique(decade[decade > 0]))
     table = pq.read_table(data.artifact / "items.parquet")
     for name in [c for c in table.column_names if c not in ("id", "title", "year", "genres")]:
-        yield from ((f"item.{name}", part, known & has[items]) for part, has in _categories(table[name]))
+        shown = name.removeprefix("category_")
+        parts_of = _categories(_named(data, name, table))
+        yield from ((f"item.{shown}", part, known & has[items]) for part, has in parts_of)
     rows = data.rows(queries.split)
     for name in [c for c in rows if c.startswith("context_")]:
         values = pa.chunked_array([pa.array(rows[name][rows["positive"]], from_pandas=True)])
@@ -132,6 +134,13 @@ def slice_table(
         if keep.any():
             add(name, part, {system: own.metrics(cutoffs, keep) for system, own in found.items()}, slice(None))
     return pa.concat_tables(tables)
+
+
+def _named(data: EncodedData, name: str, table: pa.Table) -> pa.ChunkedArray:
+    """A column of an encoded table, a category by its values."""
+    if not name.startswith("category_"):
+        return table[name]
+    return pa.chunked_array([data.category(name.removeprefix("category_"), table[name].to_numpy())])
 
 
 def _categories(column: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:

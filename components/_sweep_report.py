@@ -1,7 +1,7 @@
 """What a person sees of a sweep: one page with plots and tables."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from shortlist.components._files import replace_file
@@ -36,21 +36,24 @@ def write_sweep_report(
     objective: str | Mapping[str, str],
     title: str,
     facts: Mapping[str, str],
+    shipped: Collection[str] = (),
 ) -> None:
     """Writes `sweep.html`, in one step: a reader never sees half of it.
 
     Args:
       path: The file.
-      records: The trials in the order in which they were made; the first one of a stage has the shipped defaults.
+      records: The trials in the order in which they were made.
       objective: The name of the objective, or a name for each stage.
       title: The head of the page.
       facts: What else to say at the top, such as the data and the algorithm.
+      shipped: The stages whose first trial has the shipped settings.
     """
     sections = [Section("", items=[Facts({**facts, **_counts(records)})])]
     stages = list(dict.fromkeys(r.stage for r in records))
     for stage in stages:
         name = objective if isinstance(objective, str) else objective[stage]
-        found = _stage([r for r in records if r.stage == stage], name, level=3 if len(stages) > 1 else 2)
+        own, level = [r for r in records if r.stage == stage], 3 if len(stages) > 1 else 2
+        found = _stage(own, name, stage in shipped, level)
         head = stage[:1].upper() + stage[1:]
         sections += [Section(head, f"The objective is {name}, on validation."), *found] if len(stages) > 1 else found
     if not records:
@@ -68,7 +71,7 @@ def _counts(records: Sequence[TrialRecord]) -> dict[str, Cell]:
     return counts
 
 
-def _stage(records: Sequence[TrialRecord], objective: str, level: int) -> list[Section]:
+def _stage(records: Sequence[TrialRecord], objective: str, shipped: bool, level: int) -> list[Section]:
     best, scored = best_trial(records), [r for r in records if r.score is not None]
     trials = Section("All trials", "", [_all_trials(records, objective, best)], level)
     if best is None:
@@ -77,7 +80,7 @@ def _stage(records: Sequence[TrialRecord], objective: str, level: int) -> list[S
         return [Section("No result", f"{what}. The messages below say why.", [], level), trials]
     stage = Stage(records, best, objective)
     table = trials_table(records)
-    sections = [_best(records, best, objective, level)]
+    sections = [_best(records, best, objective, shipped, level)]
     sections += [Section(h, text, [plot], level) for h, text, plot in (stage.over_trials(), stage.over_time())]
     held = [n for n in stage.settings if n not in stage.varied]
     fixed = (
@@ -113,27 +116,29 @@ def _stage(records: Sequence[TrialRecord], objective: str, level: int) -> list[S
     ]
 
 
-def _best(records: Sequence[TrialRecord], best: TrialRecord, objective: str, level: int) -> Section:
-    default = records[0]
-    rows: list[list[Cell]] = [[objective, score_text(default), score_text(best)]]
-    for name in dict.fromkeys([*default.settings, *best.settings]):
-        rows.append([name, shown_text(default.settings.get(name)), shown_text(best.settings.get(name))])
-    if default.epochs != best.epochs:
-        rows.append(["epochs run", default.epochs, best.epochs])
+def _best(records: Sequence[TrialRecord], best: TrialRecord, objective: str, shipped: bool, level: int) -> Section:
+    first, called = records[0], "the shipped defaults" if shipped else "the first trial"
+    rows: list[list[Cell]] = [[objective, score_text(first), score_text(best)]]
+    for name in dict.fromkeys([*first.settings, *best.settings]):
+        rows.append([name, shown_text(first.settings.get(name)), shown_text(best.settings.get(name))])
+    if first.epochs != best.epochs:
+        rows.append(["epochs run", first.epochs, best.epochs])
     changed = {i: "best" for i, row in enumerate(rows) if row[1] != row[2]}
-    if best is default:
-        text = f"No trial is better than the shipped defaults: {objective} is {score_text(best)}."
-    elif default.score is None or best.score is None:
-        text = f"Trial {best.trial} has {objective} {score_text(best)}. The trial of the defaults gave none."
+    if best is first:
+        text = f"No trial is better than {called}: {objective} is {score_text(best)}."
+    elif first.score is None or best.score is None:
+        text = f"Trial {best.trial} has {objective} {score_text(best)}; {called} (trial {first.trial}) gave none."
     else:
         text = (
-            f"Trial {best.trial} has {objective} {score_text(best)}, {best.score - default.score:+.4f} against the "
-            f"shipped defaults (trial {default.trial}). What differs is set in bold."
+            f"Trial {best.trial} has {objective} {score_text(best)}, {best.score - first.score:+.4f} against {called} "
+            f"(trial {first.trial}). What differs is set in bold."
         )
     text += (
         " The best of many is partly luck: expect less on data that the sweep has not seen." if len(records) > 1 else ""
     )
-    return Section("Best trial", text, [Table(["", "defaults", "best"], rows, "", changed)], level)
+    return Section(
+        "Best trial", text, [Table(["", "defaults" if shipped else "first", "best"], rows, "", changed)], level
+    )
 
 
 def _all_trials(records: Sequence[TrialRecord], objective: str, best: TrialRecord | None) -> Table:

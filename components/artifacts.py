@@ -121,12 +121,16 @@ class Encoded(Artifact):
 
     - `train.parquet` … `test.parquet`: user_key int32 (the row of `users.parquet`, defined for every user), user int32
       (row of the model's tables, 1 when not in the vocabulary), item int32, timestamp int64, rating float32,
-      watch_time float32 (null as NaN), positive bool; sorted as in `Splits`, `user_key` in the place of the user.
+      watch_time float32 (null as NaN), positive bool, watched bool (false for an impression without a watch); sorted
+      as in `Splits`, `user_key` in the place of the user.
     - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 (0 if
-      unknown), genres list<int32> (rows of the genre vocabulary).
-    - `users.parquet`: one row a `user_key`: id string, user int32.
+      unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0 missing, 1 unknown),
+      `number_<column>` float32 (null as NaN).
+    - `users.parquet`: one row a `user_key`: id string, user int32, `category_<column>` int32 of the same vocabulary,
+      where users have the column.
     - `state.json`: `{"fitted_on", "items", "users", "genres": [...], "positive_threshold", "time": {"min", "max"},
-      "year_boundaries", ...}`; `items.txt`, `users.txt`, `genres.txt`: the vocabularies, line n is row n + 2.
+      "year_boundaries", ...}`; `items.txt`, `users.txt`, `genres.txt`, `category_<column>.txt`: the vocabularies, line
+      n is row n + 2.
     - `splits.json`, `source.json`: as in `Splits`.
     """
 
@@ -141,7 +145,8 @@ class Model(Artifact):
     - `model.keras`: the model with its constructor's arguments; needs shortlist to load.
     - `serving/`: a SavedModel of its functions on encoded tensors; needs nothing but TensorFlow. A retriever has
       `score_items(query)` and, when its score is a dot product, `embed_query(query)` and `item_vectors()`; a ranker
-      has `score(features)`.
+      has `score(features, items, history)` → `odds`, `watch` and `expected`.
+    - `items.txt`: of a ranker with a table of items, its own vocabulary of them.
     - `model.json`: `{"model", "config", "trained_on": [splits], "history": {metric: [value an epoch]}, "notes": [..]}`.
     - `logs/`: TensorBoard.
     """
@@ -166,7 +171,10 @@ class Candidates(Artifact):
 
     - `rank_train.npz`, `validation.npz`, `test.npz`: `user_key` int32 `[Q]`, `items` int32 `[Q, K]` (0 = none left),
       `fused` float32 `[Q, K]`, `features` float32 `[Q, K, F]`, `label` bool `[Q, K]`, `weight` float32 `[Q, K]` (what
-      a positive weighs, 0 elsewhere).
+      a positive weighs, 0 elsewhere), `history` int32 `[Q, L]` (the last items watched).
+    - `rank_train.shown.npz` …, of a log with impressions: of every user with a row there, `user_key` int32 `[Q]` and
+      `history` `[Q, L]`; of every row, `owner` int32 `[N]` (its place in these), `item` int32, `features` float32
+      `[N, F]`, `watched` bool, `weight` float32 and `time` int64 `[N]`.
     - `candidates.json`: `{"feature_names", "sources", "shortlist": its settings, "weight_from", "positives": {split:
       n}, "not_retrieved": {split: n}}`.
     """
@@ -181,16 +189,17 @@ class ModelEvaluation(Artifact):
 
     - `metrics.json`: `{"data", "split", "seed", "blessed", "reasons", "systems": {name: {"ndcg@10": {"value", "low",
       "high", "users"}, …, "coverage@10": {"value"}, "gini@10": {"value"}}}, "comparisons": […], "protocol": {…}}`, and
-      where there is a ranker `"shortlist": {"weight_from", "impressions", "positives", "systems": {"union" |
-      "two_stage": {"auc": {"value"}, "watch_time_lost": {"value"}, "user_auc": {…}, "weighted_user_loss": {…}}},
-      "calibration": {column: [value a decile]}}`, of the candidates. A metric that no user has is absent.
+      where there is a ranker `"shortlist": {"weight_from", "expected_watch_time": {"unit": seconds} | null,
+      "learned_from_shown", "impressions", "positives", "log_loss", "systems": {"union" | "two_stage": {"auc":
+      {"value"}, "watch_time_lost": {"value"}, "user_auc": {…}, "weighted_user_loss": {…}}}, "calibration": {column:
+      [value a decile]}}`, of the candidates; of a log with impressions also `"impressions"`, the same of what was
+      shown, with the number of its `"users"`. A metric that no user has is absent.
     - `blessing.json`: `{"blessed", "reasons", "comparisons": [{"split", "metric", "system", "against", "difference",
       "low", "high", "p", "p_holm", "users"}]}`; `p_holm` is corrected for the comparisons of the same split.
     - `per_user.parquet`: user string, system string, and a column a metric, NaN where a user or system has none.
     - `slices.parquet`: slice string ("activity", "cold_user", "item_popularity", "cold_item", "genre", "item.decade",
       `user.<column>`, `item.<column>`, `context_<dimension>`), part string, system string, metric string, value, low,
       high float64, users int64. An empty slice has no row. See `_slices.py`.
-    - `report.md`: the same as a page.
     """
 
     type: ClassVar[str] = "ModelEvaluation"
@@ -222,3 +231,12 @@ class PushedModel(Artifact):
     the evaluation) and `"serve"`, the commands that serve it. The model itself lies at `path`."""
 
     type: ClassVar[str] = "PushedModel"
+
+
+@dataclass(frozen=True)
+class Report(Artifact):
+    """`report.html`, all of a run on one page that needs no network; `report.md`, its model card; `plots/<name>.png`,
+    the main plots: `headline`, `recall`, and where there is what they show `gain`, `calibration`,
+    `calibration_impressions` and `map`."""
+
+    type: ClassVar[str] = "Report"

@@ -1,6 +1,5 @@
 """Paired differences between runs: the same users, the same targets, another model."""
 
-import difflib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shortlist import ShortlistError
+from shortlist.components._config import nearest
 from shortlist.components._judge import differences
 
+KEYS = ("user", "system")  # of `per_user.parquet`; its other columns are metrics
 SAME = {"data": "data", "split": "split"}
 SAME_PROTOCOL = {
     "strategy": "strategy of the split",
@@ -60,11 +61,15 @@ def compare(
     for other in others:
         _refuse_unlike(first, about[first], other, about[other])
     tables = {name: pq.read_table(folder / "per_user.parquet") for name, folder in folders.items()}
-    columns = [c for c in tables[first].column_names if c not in ("user", "system")]
-    chosen = list(metrics) or ["ndcg@10", max(columns, key=lambda c: (c.startswith("recall@"), _cutoff(c)))]
+    columns = [c for c in tables[first].column_names if c not in KEYS]
+    chosen = list(dict.fromkeys(metrics)) or [
+        "ndcg@10",
+        max(columns, key=lambda c: (c.startswith("recall@"), _cutoff(c))),
+    ]
     for name, table in tables.items():
+        known = [c for c in table.column_names if c not in KEYS]
         for metric in chosen:
-            _refuse_unknown("metrics", metric, table.column_names, f"the metrics of {name}")
+            _refuse_unknown("metrics", metric, known, f"the metrics of {name}")
     values: dict[str, dict[str, np.ndarray]] = {}
     users: list[str] = []
     for name, table in tables.items():
@@ -80,7 +85,7 @@ def compare(
             values[f"{name}/{system}"] = {metric: own[metric].to_numpy() for metric in chosen}
     for label in [label for pair in pairs for label in pair]:
         _refuse_unknown("pairs", label, list(values), "the systems")
-    asked = list(pairs) or _usual(list(tables), list(values))
+    asked = list(dict.fromkeys(pairs)) or _usual(list(tables), list(values))
     if not asked:
         raise ShortlistError(f"`runs` must have two systems to compare. Received: {', '.join(values)}.")
     wanted = [{"metric": metric, "system": a, "against": b} for metric in chosen for a, b in asked]
@@ -118,9 +123,7 @@ def _refuse_unlike(first: str, a: Mapping[str, Any], other: str, b: Mapping[str,
 
 def _refuse_unknown(argument: str, name: str, known: Sequence[str], what: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
-        raise ShortlistError(f"`{argument}` must be among {what}. Received: {name}. {hint}")
+        raise ShortlistError(f"`{argument}` must be among {what}. Received: {name}. {nearest(name, known)}")
 
 
 def _usual(runs: list[str], labels: list[str]) -> list[tuple[str, str]]:

@@ -15,11 +15,10 @@ from shortlist import ShortlistError
 from shortlist.components import metrics as m
 from shortlist.components._config import Config
 from shortlist.components._first_stage import load_index, retrieve
-from shortlist.components._judge import Lists, differences, figures, shortlist_figures, shortlist_values
+from shortlist.components._judge import Judged, Lists, differences, figures
 from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, build_queries
-from shortlist.components._report import write_report
-from shortlist.components._second_stage import by_odds, read_shortlists, score_shortlists
+from shortlist.components._second_stage import by_odds, read_shortlists, read_shown, score_shortlists, score_shown
 from shortlist.components._slices import slice_table, target_slices, user_slices
 from shortlist.components._top_k import top_k
 from shortlist.components.artifacts import Candidates, Encoded, Index, Model, ModelEvaluation
@@ -102,7 +101,8 @@ class Evaluator(Component):
             )
         queries = {name: q for name, q in queries.items() if len(q)}
         tables = {} if candidates is None else {name: read_shortlists(candidates, name) for name in queries}
-        odds = {} if ranker is None else score_shortlists(ranker, tables)
+        scores = {} if ranker is None else score_shortlists(ranker, tables)
+        odds = {name: own["odds"] for name, own in scores.items()}
         ranked = self._rank(queries, {**baselines, **sources}, tables, odds)
         found = {
             name: {
@@ -133,8 +133,13 @@ class Evaluator(Component):
             "comparisons": comparisons,
             "protocol": _protocol(data, queries[split], sources, candidates, ranker),
         }
-        if split in odds:
-            metrics["shortlist"] = self._judge_shortlist(values[split], tables[split], odds[split], candidates)
+        if ranker is not None and candidates is not None and split in scores:
+            about, unit = _learned(ranker, candidates)
+            judged = self._judge_shortlist(values[split], tables[split], scores[split], unit)
+            metrics["shortlist"] = {**about, **judged}
+            if (candidates / f"{split}.shown.npz").exists():
+                judged = self._judge_shown(values[split], queries[split], candidates, ranker, unit)
+                metrics["impressions"] = {**about, **judged}
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
         blessing = {"blessed": blessed, "reasons": reasons, "comparisons": comparisons}
         (out / "blessing.json").write_text(json.dumps(blessing, indent=2))
@@ -148,8 +153,6 @@ class Evaluator(Component):
             self.config.seed,
         )
         pq.write_table(slices, out / "slices.parquet")
-        about = encoded.read_json("source.json"), encoded.read_json("splits.json")
-        write_report(out / "report.md", metrics, *about, slices.to_pylist())
 
     def _check(
         self,
@@ -198,26 +201,44 @@ class Evaluator(Component):
         return lists
 
     def _judge_shortlist(
-        self, values: dict[str, dict[str, np.ndarray]], table: Mapping[str, np.ndarray], odds: np.ndarray, made: Any
+        self,
+        values: dict[str, dict[str, np.ndarray]],
+        table: Mapping[str, np.ndarray],
+        scores: Mapping[str, np.ndarray],
+        unit: float | None,
     ) -> dict[str, Any]:
-        """The figures of both orders of the shortlists; those of users join `values`."""
-        items, label, weight = table["items"], table["label"], table["weight"]
-        scores = {UNION: table["fused"], TWO_STAGE: odds}
-        own = shortlist_values(scores, items, label, weight)
+        """The figures of both orders of the shortlists, each a page; those of users join `values`."""
+        there, queries = table["items"] >= 2, len(table["items"])
+        user = np.nonzero(there)[0]
+        judged = Judged(user, user, table["label"][there], table["weight"][there])
+        orders = {UNION: table["fused"][there], TWO_STAGE: scores["odds"][there]}
+        own = {name: judged.of_users(order, queries, name) for name, order in orders.items()}
         systems = figures(own, self.config.samples, self.config.seed)
-        for name, found in shortlist_figures(scores, items, label, weight).items():
-            systems[name] |= found
+        for name, order in orders.items():
+            systems[name] |= judged.of_all(order, queries, name)
             values[name] |= own[name]
-        there = items >= 2
-        judged: dict[str, Any] = {
-            "weight_from": made.read_json("candidates.json")["weight_from"],
-            "impressions": int(there.sum()),
-            "positives": int(label[there].sum()),
-            "systems": systems,
-        }
-        if np.isfinite(odds[there]).all():
-            judged["calibration"] = m.calibration(odds[there], np.where(label, weight, 0)[there], name=TWO_STAGE)
-        return judged
+        ranker = judged.of_ranker({name: value[there] for name, value in scores.items()}, unit, TWO_STAGE)
+        return {**ranker, "systems": systems}
+
+    def _judge_shown(
+        self,
+        values: dict[str, dict[str, np.ndarray]],
+        queries: Queries,
+        candidates: Candidates,
+        ranker: Model,
+        unit: float | None,
+    ) -> dict[str, Any]:
+        """The figures of the ranker's order of what was shown; those of users join `values`, as `shown_…`."""
+        table = read_shown(candidates, queries.split)
+        scores, users = score_shown(ranker, table), len(table["user_key"])
+        _, page = np.unique(np.stack([table["owner"], table["time"]]), axis=1, return_inverse=True)
+        judged = Judged(table["owner"], page.reshape(-1), table["watched"], table["weight"])
+        own = judged.of_users(scores["odds"], users, TWO_STAGE)
+        systems = figures({TWO_STAGE: own}, self.config.samples, self.config.seed)
+        systems[TWO_STAGE] |= judged.of_all(scores["odds"], users, TWO_STAGE)
+        rows = np.searchsorted(table["user_key"], queries.user_key)  # whoever has a query has a row
+        values[TWO_STAGE] |= {f"shown_{name}": value[rows] for name, value in own.items()}
+        return {"users": users, **judged.of_ranker(scores, unit, TWO_STAGE), "systems": systems}
 
     def _compare(
         self,
@@ -261,6 +282,15 @@ class Evaluator(Component):
         if "popularity" not in {c["against"] for c in deciding}:
             reasons.append("There is no baseline `popularity` to compare with.")
         return not reasons, reasons
+
+
+def _learned(ranker: Model, candidates: Candidates) -> tuple[dict[str, Any], float | None]:
+    """What the odds mean: of what they were learned, and their unit in that of the data; None without weights."""
+    weight_from, info = candidates.read_json("candidates.json")["weight_from"], ranker.read_json("model.json")
+    about = {key: info.get(key) for key in ("expected_watch_time", "learned_from_shown")}
+    config = info.get("config", {})
+    unit = config.get("watch_time_unit", 1.0) if weight_from == "watch_time" else 1.0
+    return {"weight_from": weight_from, **about}, unit if config.get("weighted", True) else None
 
 
 def best_items(index: Any, queries: Queries, k: int, name: str, batch_size: int = 1024) -> np.ndarray:

@@ -13,7 +13,7 @@ from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, build_shortlist
 from shortlist.components._progress import progress
-from shortlist.components._queries import EncodedData
+from shortlist.components._queries import EncodedData, known_weight, weight_source
 from shortlist.components._records import choose_requests, describe_signatures, recorded_inputs
 from shortlist.components._replay import RECORDS, answer, fingerprints
 from shortlist.components.artifacts import Bundle, Candidates, Encoded, Index, Model
@@ -60,7 +60,7 @@ class Exporter(Component):
         """
         import tensorflow as tf
 
-        from shortlist.models._bundle import FEATURES, Servable
+        from shortlist.models._bundle import Servable
 
         ranker.refuse_unless_made_from(candidates)
         info = candidates.read_json("candidates.json")
@@ -78,6 +78,8 @@ class Exporter(Component):
                 f"candidates and the sources come from the same settings. Received: a difference in {', '.join(other)}."
             )
         rows = data.rows(*Encoded.NAMES)
+        shared, weight_from = data.state["shared_categories"], weight_source(data)
+        learned = ranker.read_json("model.json").get("expected_watch_time")
         times = rows["timestamp"]
         newest, oldest = int(times.max(initial=0)), int(times.min(initial=times.max(initial=0)))
         ids = data.items["id"]
@@ -92,19 +94,24 @@ class Exporter(Component):
                 user_file=str(encoded / "users.txt"),
                 title_file=str(titles),
                 item_ids=ids.astype(str),
-                stored=store(rows, data.num_users),
+                stored=store(rows, data),
                 now=newest,
                 default_k=self.config.default_k,
+                category_files={name: str(encoded / f"category_{name}.txt") for name in shared},
+                weight_from=weight_from,
+                ranker_rows=_rows_of(ranker, ids),
+                unit=learned["unit"] if learned else None,
             )
             tf.saved_model.save(servable, str(out / "saved_model"), signatures=servable.interface)
         signatures = tf.saved_model.load(str(out / "saved_model")).signatures
         defaults = {
-            **dict.fromkeys(("user", "history", "exclude", "history_time"), "absent"),
+            **dict.fromkeys([*servable.example_features, "candidates", "item"], "absent"),
             "time": f"{newest}, the newest of the data",
             "k": str(self.config.default_k),
         }
+        features = servable.example_features
         page = describe_signatures(
-            signatures, FEATURES, defaults, info["feature_names"], list(sources), self.config.name
+            signatures, features, defaults, info["feature_names"], list(sources), self.config.name
         )
         (out / "signatures.md").write_text(page, "utf-8")
         users = data.users["id"][data.users["user"] >= 2]
@@ -124,12 +131,27 @@ class Exporter(Component):
         (out / RECORDS).write_text(json.dumps(record), "utf-8")
 
 
-def store(rows: dict[str, np.ndarray], num_users: int) -> "Stored":
+def _rows_of(ranker: Model, ids: np.ndarray) -> np.ndarray | None:
+    """The ranker's own row of every item, 1 for one that it doesn't know; None if it has no table of them."""
+    file = ranker / "items.txt"
+    if not file.exists():
+        return None
+    own = {item: row for row, item in enumerate(file.read_text("utf-8").split("\n")[:-1], 2)}
+    return np.array([0, 1, *(own.get(item, 1) for item in ids[2:])], np.int32)
+
+
+def store(rows: dict[str, np.ndarray], data: EncodedData) -> "Stored":
     """What users of the vocabulary did with known items, by user row, oldest first."""
     from shortlist.models._bundle import Stored
 
     keep = (rows["user"] >= 2) & (rows["item"] >= 2)
     user, time = rows["user"][keep], rows["timestamp"][keep]
     order = np.lexsort((time, user))  # stable: ties keep the order of the splits
-    splits = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))])
-    return Stored(splits, rows["item"][keep][order], time[order], rows["positive"][keep][order])
+    splits = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))])
+    categories = {}
+    for name in data.state["shared_categories"]:
+        known = data.users["user"] >= 2
+        categories[name] = np.zeros(data.num_users, np.int32)
+        categories[name][data.users["user"][known]] = data.users[f"category_{name}"][known]
+    item, positive, watched = (rows[name][keep][order] for name in ("item", "positive", "watched"))
+    return Stored(splits, item, time[order], positive, watched, known_weight(data, rows)[keep][order], categories)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from shortlist.components.artifacts import Encoded, Splits
 from shortlist.components.pipeline import Component
 
 OOV, FIRST_ID = 1, 2
+_CATEGORY, _NUMBER = "category_", "number_"
 
 
 class TransformConfig(Config):
@@ -28,12 +29,43 @@ class TransformConfig(Config):
       min_count: items with fewer rows are out of vocabulary.
       year_buckets: number of buckets of the items' year, of equal share.
       quantiles: number of quantiles kept of a number that is to be normalized.
+      categories: text columns of the items, and of the users where they have them too, that the ranker tells apart.
+      numbers: columns of numbers of the items that it sees.
+
+    Of the default names of columns, those that the source has are taken; any other name must be there.
     """
 
     fit_on: Literal["train", "all"] = "train"
     min_count: int = pydantic.Field(1, ge=1)
     year_buckets: int = pydantic.Field(20, ge=1, le=1000)
     quantiles: int = pydantic.Field(101, ge=2, le=10_001)
+    categories: tuple[str, ...] = ("language", "channel")
+    numbers: tuple[str, ...] = ("length",)
+
+    def columns(self, items: pa.Schema) -> tuple[list[str], list[str]]:
+        """The categories and the numbers that the items have.
+
+        Raises:
+          ShortlistError: if a declared column is not there, or of another type.
+        """
+        found: list[list[str]] = []
+        for setting, fits, kind in (("categories", pa.types.is_string, "text"), ("numbers", _is_number, "numbers")):
+            names = getattr(self, setting)
+            if names == type(self).model_fields[setting].default:
+                names = tuple(name for name in names if name in items.names and fits(items.field(name).type))
+            for name in names:
+                if name not in items.names:
+                    have = ", ".join(items.names)
+                    raise ShortlistError(
+                        f"`transform.{setting}` must name columns that the items have: {have}. Received: {name}."
+                    )
+                if not fits(items.field(name).type) or name in ("item", "title"):
+                    raise ShortlistError(
+                        f"`transform.{setting}` must name columns of {kind} that describe items. "
+                        f"Received: {name}, {items.field(name).type}."
+                    )
+            found.append(list(dict.fromkeys(names)))
+        return found[0], found[1]
 
 
 class Transform(Component):
@@ -68,6 +100,9 @@ class Transform(Component):
         catalogue = _take_by_id(pq.read_table(splits / "items.parquet"), "item", items)
         genre_lists = catalogue["genres"].combine_chunks()
         genres = pa.array(sorted(set(genre_lists.flatten().to_pylist())), pa.string())
+        categories, numbers = self.config.columns(catalogue.schema)
+        values = {name: _vocabulary(_text(catalogue[name]).drop_null(), 1) for name in categories}
+        values = {name: vocabulary for name, vocabulary in values.items() if len(vocabulary)}
         years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
         known_years = years[years > 0]
         user_table = pq.read_table(splits / "users.parquet").sort_by("user")
@@ -82,6 +117,7 @@ class Transform(Component):
                     "rating": _with_nan(part["rating"]),
                     "watch_time": _with_nan(part["watch_time"]),
                     "positive": _positive(part, info["positive_threshold"]),
+                    "watched": pc.equal(part["event"], "watch"),
                 }
             )
             order = np.argsort(encoded["user_key"].to_numpy(), kind="stable")  # the splits' order within a user is kept
@@ -96,14 +132,19 @@ class Transform(Component):
                 "genres": pa.concat_arrays(
                     [pa.array([[]] * FIRST_ID, pa.list_(pa.int32())), _lookup_lists(genre_lists, genres)]
                 ),
+                **{_CATEGORY + n: _reserved(_category(_text(catalogue[n]), v), 0) for n, v in values.items()},
+                **{_NUMBER + n: _reserved(_with_nan(catalogue[n]), np.nan) for n in numbers},
             }
         )
         pq.write_table(rows, out / "items.parquet")
+        shared = {name: v for name, v in values.items() if name in user_table.column_names}
+        own = {_CATEGORY + name: _category(_text(user_table[name]), v) for name, v in shared.items()}
         pq.write_table(
-            pa.table({"id": user_table["user"], "user": _lookup(user_table["user"], users, FIRST_ID)}),
+            pa.table({"id": user_table["user"], "user": _lookup(user_table["user"], users, FIRST_ID), **own}),
             out / "users.parquet",
         )
-        for name, vocabulary in (("items", items), ("users", users), ("genres", genres)):
+        named = {_CATEGORY + name: v for name, v in values.items()}
+        for name, vocabulary in {"items": items, "users": users, "genres": genres, **named}.items():
             (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in vocabulary.to_pylist()), "utf-8")
         times = fitted["timestamp"].drop_null().to_numpy()
         share = np.linspace(0, 1, self.config.quantiles)
@@ -112,6 +153,9 @@ class Transform(Component):
             "items": len(items),
             "users": len(users),
             "genres": genres.to_pylist(),
+            "categories": list(values),
+            "shared_categories": list(shared),
+            "numbers": numbers,
             "positive_threshold": info["positive_threshold"],
             "time": {"min": int(times.min()), "max": int(times.max())} if len(times) else None,
             "time_quantiles": np.quantile(times, share).tolist() if len(times) else None,
@@ -144,6 +188,27 @@ def _lookup_lists(lists: pa.ListArray, vocabulary: pa.Array) -> pa.ListArray:
 
 def _take_by_id(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
     return table.take(pc.index_in(ids, value_set=table[column].combine_chunks()))
+
+
+def _category(column: pa.ChunkedArray, vocabulary: pa.Array) -> np.ndarray:
+    """int32: 0 for a missing value, 1 for one that no item of the vocabulary has."""
+    return np.where(column.is_null().to_numpy(), 0, _lookup(column, vocabulary, FIRST_ID).to_numpy()).astype(np.int32)
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As text of one line each, as a vocabulary has it; "" is a missing value."""
+    lines = pc.replace_substring_regex(column.cast(pa.string()), r"[\r\n]+", " ")
+    return pc.if_else(pc.equal(lines, ""), pa.scalar(None, pa.string()), lines)
+
+
+def _reserved(values: Any, fill: float) -> np.ndarray:
+    """The values, behind those of the reserved rows."""
+    values = np.asarray(values)
+    return np.concatenate([np.full(FIRST_ID, fill, values.dtype), values])
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _with_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:

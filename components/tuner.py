@@ -202,9 +202,12 @@ def read_trials(folder: Path, space: SearchSpace, stage: str = "") -> list[Trial
 def best_settings(folder: Path, space: SearchSpace) -> tuple[dict[str, Any], int | None] | None:
     """The settings of the best finished trial and, where Hyperband set them, its epochs; None if none has finished."""
     best = best_trial(read_trials(folder, space))
-    if best is None:
-        return None
-    values = _read(folder / STATE)["trials"][best.trial]["hyperparameters"]["values"]
+    return settings_of(folder, space, best.trial) if best else None
+
+
+def settings_of(folder: Path, space: SearchSpace, trial: str) -> tuple[dict[str, Any], int | None]:
+    """The settings of a trial and, where Hyperband set them, its epochs."""
+    values = _read(folder / STATE)["trials"][trial]["hyperparameters"]["values"]
     return space.decode(values), values.get("tuner/epochs")
 
 

@@ -4,7 +4,7 @@ Ids inside a model are int32 rows of its tables. Behind a `Transform`, row 0 is 
 vocabulary"; both are masked whenever items are recommended.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -25,6 +25,42 @@ QUERY_SPEC: Query = {
     "history_time": tf.TensorSpec([None, None], tf.int64, "history_time"),
     "time": tf.TensorSpec([None], tf.int64, "time"),
 }
+
+RankingQuery = Query
+"""A `Query`, and what only a ranker reads:
+
+`history_weight` float32 `[B, L]`, the watch time or rating of each of `history`, -1 where unknown; `impressions` int32
+`[B, M]`, items shown earlier and not watched, padded with 0, and `impressions_time` int64 `[B, M]`; `example_age`
+float32 `[B]`, seconds by which a training example is older than the newest, 0 in serving; `user_<category>` int32
+`[B]`.
+"""
+
+
+def ranking_spec(categories: Sequence[str] = ()) -> RankingQuery:
+    """The input signature of a `RankingQuery`; `categories` are the columns that users share with items."""
+    return {
+        **QUERY_SPEC,
+        "history_weight": tf.TensorSpec([None, None], tf.float32, "history_weight"),
+        "impressions": tf.TensorSpec([None, None], tf.int32, "impressions"),
+        "impressions_time": tf.TensorSpec([None, None], tf.int64, "impressions_time"),
+        "example_age": tf.TensorSpec([None], tf.float32, "example_age"),
+        **{f"user_{name}": tf.TensorSpec([None], tf.int32, f"user_{name}") for name in categories},
+    }
+
+
+def ranking_query(query: Query, categories: Sequence[str] = ()) -> RankingQuery:
+    """The query with what is absent for a ranker: weights of -1, no impressions, age 0, unknown categories."""
+    batch, history = tf.shape(query["user"])[:1], tf.shape(query["history"])
+    nothing = tf.concat([batch, [0]], axis=0)
+    absent = {
+        "history_weight": tf.fill(history, -1.0),
+        "impressions": tf.zeros(nothing, tf.int32),
+        "impressions_time": tf.zeros(nothing, tf.int64),
+        "example_age": tf.zeros(batch),
+        **{f"user_{name}": tf.zeros(batch, tf.int32) for name in categories},
+    }
+    return {**absent, **query}
+
 
 REGISTRY: dict[str, type] = {}
 

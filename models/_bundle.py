@@ -1,13 +1,13 @@
 """The served graph: both stages behind string ids, in nothing but TensorFlow's own operations."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, OOV, Query, masked_top_k
+from shortlist.models._base import FIRST_ID, OOV, RankingQuery, masked_top_k
 from shortlist.models._shortlist import Proposals, Shortlist
 from shortlist.models._transform import IdLookup
 
@@ -16,38 +16,35 @@ FALLBACK = "popularity"
 
 USER = tf.TensorSpec([None], tf.string, "user")
 HISTORY = tf.TensorSpec([None, None], tf.string, "history")
-HISTORY_TIME = tf.TensorSpec([None, None], tf.int64, "history_time")
 EXCLUDE = tf.TensorSpec([None, None], tf.string, "exclude")
 TIME = tf.TensorSpec([None], tf.int64, "time")
 K = tf.TensorSpec([None], tf.int32, "k")
-FEATURES = {
-    "user": tf.io.FixedLenFeature([], tf.string, ""),
-    "history": tf.io.RaggedFeature(tf.string),
-    "history_time": tf.io.RaggedFeature(tf.int64),
-    "exclude": tf.io.RaggedFeature(tf.string),
-    "time": tf.io.FixedLenFeature([], tf.int64, ABSENT),
-    "k": tf.io.FixedLenFeature([], tf.int64, ABSENT),
-}
-"""The features of an example that this graph reads; each may be left out, and any other is ignored."""
+WEIGHTS = {"watch_time": "history_watch_time", "rating": "history_rating"}
+"""The feature of an example that says what each of its history weighs."""
 
 
 @dataclass(frozen=True)
 class Stored:
     """What known users did: row u of the user table did entries `splits[u]` to `splits[u + 1]`, oldest first.
 
-    `splits` int64 `[U + 1]`; `item` int32 `[N]`, none unknown; `time` int64 `[N]`; `positive` bool `[N]`.
+    `splits` int64 `[U + 1]`; `item` int32 `[N]`, none unknown; `time` int64 `[N]`; `positive` and `watched` bool `[N]`,
+    what is not watched was only shown; `weight` float32 `[N]`, watch time or rating, -1 if unknown; `categories` int32
+    `[U]` by name, those of the users.
     """
 
     splits: np.ndarray
     item: np.ndarray
     time: np.ndarray
     positive: np.ndarray
+    watched: np.ndarray
+    weight: np.ndarray
+    categories: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Request(NamedTuple):
     """A request with ids as rows: the query, `exclude` int32 `[B, E]`, `k` int32 `[B]` and whether it has a history."""
 
-    query: Query
+    query: RankingQuery
     exclude: tf.Tensor
     k: tf.Tensor
     known: tf.Tensor
@@ -57,18 +54,23 @@ class Servable(tf.Module):
     """Retrieves and ranks for string ids.
 
     A request's history is its known items; if it has none, what is stored of its user; if that is nothing either, the
-    most watched items of the last years answer, unranked. Never returned: the history, what is stored of the user, and
-    `exclude`.
+    most watched items of the last years answer, unranked. Never returned: the history, what the user is known to have
+    watched, and `exclude`.
 
     Args:
       shortlist: the first stage, of loaded sources.
-      ranker: an object with `score(features float32 [B, K, F])` → odds float32 `[B, K]`.
+      ranker: an object with `score(features float32 [B, K, F], items int32 [B, K], history int32 [B, L])` → `odds` and
+        `expected`, float32 `[B, K]`.
       item_file, user_file: the vocabularies, one id a line.
       title_file: titles in the order of the items, for whoever reads the bundle's assets.
       item_ids: string `[I]`, "" for the reserved rows.
       stored: what known users did.
       now: the time of a request that gives none, seconds since 1970.
       default_k: the k of a request that gives none.
+      category_files: the vocabularies of the categories that users share with items, by name.
+      weight_from: "watch_time", "rating" or "none", what a history weighs.
+      ranker_rows: the ranker's own row of every item, int32 `[I]`, where it has a table of them.
+      unit: seconds; of the ranker's expected watch time, if it has learned it.
     """
 
     def __init__(
@@ -82,8 +84,16 @@ class Servable(tf.Module):
         stored: Stored,
         now: int,
         default_k: int = 10,
+        category_files: Mapping[str, str] | None = None,
+        weight_from: str = "none",
+        ranker_rows: np.ndarray | None = None,
+        unit: float | None = None,
     ):
         super().__init__(name="bundle")
+        self.categories = {name: IdLookup(file) for name, file in (category_files or {}).items()}
+        self.weight_name, self.unit = WEIGHTS.get(weight_from), unit
+        rows = np.arange(len(item_ids)) if ranker_rows is None else ranker_rows
+        self.ranker_rows = tf.Variable(rows, trainable=False, dtype=tf.int32)
         self.shortlist, self.ranker = shortlist, ranker
         self.item_rows, self.user_rows = IdLookup(item_file), IdLookup(user_file)
         self.titles = tf.saved_model.Asset(title_file)
@@ -92,7 +102,14 @@ class Servable(tf.Module):
         self.stored_item = tf.Variable(stored.item, trainable=False, dtype=tf.int32)
         self.stored_time = tf.Variable(stored.time, trainable=False, dtype=tf.int64)
         self.stored_positive = tf.Variable(stored.positive, trainable=False, dtype=tf.bool)
+        self.stored_watched = tf.Variable(stored.watched, trainable=False, dtype=tf.bool)
+        self.stored_weight = tf.Variable(stored.weight, trainable=False, dtype=tf.float32)
+        self.user_categories = {
+            name: tf.Variable(stored.categories[name], trainable=False, dtype=tf.int32) for name in self.categories
+        }
         self.now, self.default_k = now, default_k
+        asked = {name: spec for name, (_, spec) in self._parts().items()}
+        self._recommended = tf.function(self._recommend, input_signature=[asked], autograph=False)
         names = [name for name in shortlist.sources if name in shortlist.features.vectors]
         if names:
             self.vectors = shortlist.features.vectors[names[0]]  # [I, D], of length 1
@@ -105,28 +122,56 @@ class Servable(tf.Module):
         names = ("serving_default", "recommend", "retrieve", "rank", "similar_items")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
+    def _parts(self) -> dict[str, tuple[Any, tf.TensorSpec]]:
+        """What a request may say: how an example holds it, and the tensor that it becomes."""
+        one, more = [None], [None, None]
+        parts: dict[str, tuple[Any, tf.TensorSpec]] = {
+            "user": (tf.io.FixedLenFeature([], tf.string, ""), tf.TensorSpec(one, tf.string)),
+            "history": (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string)),
+            "history_time": (tf.io.RaggedFeature(tf.int64), tf.TensorSpec(more, tf.int64)),
+            "exclude": (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string)),
+            "time": (tf.io.FixedLenFeature([], tf.int64, ABSENT), tf.TensorSpec(one, tf.int64)),
+            "k": (tf.io.FixedLenFeature([], tf.int64, ABSENT), tf.TensorSpec(one, tf.int32)),
+        }
+        if self.weight_name:
+            parts[self.weight_name] = (tf.io.RaggedFeature(tf.float32), tf.TensorSpec(more, tf.float32))
+        if self.shortlist.features.columns.base_rate:
+            parts["impressions"] = (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string))
+            parts["impressions_time"] = (tf.io.RaggedFeature(tf.int64), tf.TensorSpec(more, tf.int64))
+        for name in self.categories:
+            parts[f"user_{name}"] = (tf.io.FixedLenFeature([], tf.string, ""), tf.TensorSpec(one, tf.string))
+        return parts
+
+    @property
+    def example_features(self) -> dict[str, Any]:
+        """The features of an example that this graph reads; each may be left out, and any other is ignored."""
+        return {name: feature for name, (feature, _) in self._parts().items()}
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
     def serving_default(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        given = tf.io.parse_example(examples, FEATURES)
-        history = given["history"].to_tensor("")  # [B, L]
-        width = tf.shape(history)[1]
-        times = given["history_time"].to_tensor(ABSENT)
-        lacking = [[0, 0], [0, tf.maximum(width - tf.shape(times)[1], 0)]]
-        times = tf.pad(times, lacking, constant_values=ABSENT)[:, :width]
-        k = tf.cast(tf.clip_by_value(given["k"], tf.int32.min, tf.int32.max), tf.int32)
-        return self._recommend(given["user"], history, times, given["exclude"].to_tensor(""), given["time"], k)
+        read = tf.io.parse_example(examples, self.example_features)
+        given = {}
+        for name, value in read.items():
+            empty = "" if value.dtype == tf.string else ABSENT
+            given[name] = value.to_tensor(empty) if isinstance(value, tf.RaggedTensor) else value
+        for name, value in given.items():
+            beside = name.partition("_")[0]
+            if beside in ("history", "impressions") and name != beside:
+                given[name] = _as_wide(value, tf.shape(given[beside])[1])
+        given["k"] = tf.cast(tf.clip_by_value(given["k"], tf.int32.min, tf.int32.max), tf.int32)
+        return self._recommended(given)
 
     @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
     def recommend(
         self, user: tf.Tensor, history: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        return self._recommend(user, history, _absent(history), exclude, time, k)
+        return self._recommended(self._completed(user, history, time, exclude, k))
 
     @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
     def retrieve(
         self, user: tf.Tensor, history: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        request = self._request(user, history, _absent(history), exclude, time, k)
+        request = self._request(self._completed(user, history, time, exclude, k))
         proposals = self.shortlist.propose(request.query, request.exclude)
         return self._answer(request, proposals, *self.shortlist.cut(proposals))
 
@@ -136,19 +181,15 @@ class Servable(tf.Module):
     def rank(self, user: tf.Tensor, history: tf.Tensor, time: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         _same_batch(user, candidates=candidates)
-        request = self._request(user, history, _absent(history), tf.zeros_like(history)[:, :0], time, _absent(time))
+        request = self._request(self._completed(user, history, time))
         proposals = self.shortlist.propose(request.query, request.exclude)
         rows = self.item_rows(candidates)  # [B, C]
-        best, _ = self.shortlist.cut(proposals)  # [B, K]
-        new = _first(rows, tf.concat([best, rows], axis=1)) == self.shortlist.size + tf.range(tf.shape(rows)[1])
-        order = tf.gather(self.shortlist.order(proposals), rows, batch_dims=1)
-        order, place = tf.math.top_k(tf.where(new & (rows >= FIRST_ID), order, -np.inf), tf.shape(rows)[1])
-        rest = tf.where(order > -np.inf, tf.gather(rows, place, batch_dims=1), 0)
-        items = tf.concat([best, rest], axis=1)  # [B, K + C]
-        odds = self.ranker.score(self.shortlist.describe(request.query, proposals, items)[0])
-        scores = tf.gather(odds, _first(rows, items), batch_dims=1)
-        scores = tf.where(request.known, scores, tf.gather(self.shortlist.popularity, rows))
-        return {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
+        found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
+        scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
+        answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
+        if self.unit:
+            answer["expected_watch_time"] = self._seconds(request, rows, found["expected"])
+        return answer
 
     def _similar_items(self, item: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         _same_batch(item, k=k)
@@ -166,14 +207,31 @@ class Servable(tf.Module):
     def _counts(self, k: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(tf.where(k == ABSENT, self.default_k, k), 0, self.item_ids.shape[0] - FIRST_ID)
 
-    def _request(
-        self, user: tf.Tensor, history: tf.Tensor, times: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
-    ) -> Request:
-        _same_batch(user, history=history, exclude=exclude, time=time, k=k)
+    def _completed(
+        self,
+        user: tf.Tensor,
+        history: tf.Tensor,
+        time: tf.Tensor,
+        exclude: tf.Tensor | None = None,
+        k: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """A request of a short form, with all that it doesn't say."""
+        nothing = history[:, :0]
+        given = {"user": user, "history": history, "time": time, "history_time": _absent(history, tf.int64)}
+        given |= {"exclude": nothing if exclude is None else exclude, "k": _absent(time, tf.int32) if k is None else k}
+        if self.weight_name:
+            given[self.weight_name] = _absent(history, tf.float32)
+        if self.shortlist.features.columns.base_rate:
+            given |= {"impressions": nothing, "impressions_time": _absent(nothing, tf.int64)}
+        return given | {f"user_{name}": tf.fill(tf.shape(user), "") for name in self.categories}
+
+    def _request(self, given: Mapping[str, tf.Tensor]) -> Request:
+        user, history, time = given["user"], given["history"], given["time"]
+        _same_batch(user, **{name: given[name] for name in ("history", "exclude", "time", "k")})
         users = tf.maximum(self.user_rows(user), OOV)
         time = tf.where(time == ABSENT, tf.constant(self.now, tf.int64), time)
         own = self.item_rows(history)  # [B, L]
-        own_time = tf.where(times == ABSENT, time[:, tf.newaxis], times)
+        own_time = tf.where(given["history_time"] == ABSENT, time[:, tf.newaxis], given["history_time"])
         told = tf.reduce_any(own >= FIRST_ID, axis=1, keepdims=True)  # [B, 1]
 
         start = tf.gather(self.splits, users)[:, tf.newaxis]
@@ -183,30 +241,64 @@ class Servable(tf.Module):
         position = tf.where(inside, start + position, 0)
         stored = tf.where(inside, tf.gather(self.stored_item, position), 0)
         used = inside & tf.gather(self.stored_positive, position) & ~told
+        watched = inside & tf.gather(self.stored_watched, position)
+        stamp = tf.gather(self.stored_time, position)
 
         keep = tf.concat([used, own >= FIRST_ID], axis=1)
         rows = tf.concat([stored, own], axis=1)
-        stamps = tf.concat([tf.gather(self.stored_time, position), own_time], axis=1)
+        stamps = tf.concat([stamp, own_time], axis=1)
+        own_weight = given[self.weight_name] if self.weight_name else _absent(history, tf.float32)
+        weights = tf.concat([tf.gather(self.stored_weight, position), own_weight], axis=1)
         query = {
             "user": users,
             "history": tf.ragged.boolean_mask(rows, keep).to_tensor(),
             "history_time": tf.ragged.boolean_mask(stamps, keep).to_tensor(),
+            "history_weight": tf.ragged.boolean_mask(weights, keep).to_tensor(),
             "time": time,
         }
-        exclude = tf.concat([rows, self.item_rows(exclude)], axis=1)
-        return Request(query, exclude, self._counts(k), tf.reduce_any(keep, axis=1, keepdims=True))
+        if "impressions" in given:
+            shown, shown_time = self.item_rows(given["impressions"]), given["impressions_time"]
+            shown_time = tf.where(shown_time == ABSENT, time[:, tf.newaxis], shown_time)
+            shown_rows = tf.concat([stored, shown], axis=1)
+            ignored = tf.concat([inside & ~watched, shown >= FIRST_ID], axis=1)
+            shown_stamps = tf.concat([stamp, shown_time], axis=1)
+            query["impressions"] = tf.ragged.boolean_mask(shown_rows, ignored).to_tensor()
+            query["impressions_time"] = tf.ragged.boolean_mask(shown_stamps, ignored).to_tensor()
+        for name, rows_of in self.categories.items():
+            said = rows_of(given[f"user_{name}"])
+            query[f"user_{name}"] = tf.where(said > 0, said, tf.gather(self.user_categories[name], users))
+        exclude = tf.concat([tf.where(watched, stored, 0), own, self.item_rows(given["exclude"])], axis=1)
+        return Request(query, exclude, self._counts(given["k"]), tf.reduce_any(keep, axis=1, keepdims=True))
 
-    @tf.function(input_signature=[USER, HISTORY, HISTORY_TIME, EXCLUDE, TIME, K], autograph=False)
-    def _recommend(
-        self, user: tf.Tensor, history: tf.Tensor, times: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
+    def _scored(
+        self, request: Request, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        request = self._request(user, history, times, exclude, time, k)
+        """What the ranker says of `items` `[B, C]` beside the shortlist `best`."""
+        features, _ = self.shortlist.describe(request.query, proposals, items, best)
+        rows = tf.gather(self.ranker_rows, items), tf.gather(self.ranker_rows, request.query["history"])
+        return self.ranker.score(features, *rows)
+
+    def _seconds(self, request: Request, items: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
+        """The expected watch time; 0 for no item, and -1 where nothing is known of the user."""
+        seconds = tf.where(request.known, expected * (self.unit or 1.0), float(ABSENT))
+        return tf.where(items >= FIRST_ID, seconds, 0.0)
+
+    def _recommend(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        request = self._request(given)
         proposals = self.shortlist.propose(request.query, request.exclude)
         items, fused = self.shortlist.cut(proposals)
-        odds = self.ranker.score(self.shortlist.describe(request.query, proposals, items)[0])
-        return self._answer(request, proposals, items, tf.where(request.known, odds, fused))
+        found = self._scored(request, proposals, items, items)
+        key = tf.where(request.known, found["odds"], fused)
+        return self._answer(request, proposals, items, key, found["expected"] if self.unit else None)
 
-    def _answer(self, request: Request, proposals: Proposals, items: tf.Tensor, key: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _answer(
+        self,
+        request: Request,
+        proposals: Proposals,
+        items: tf.Tensor,
+        key: tf.Tensor,
+        expected: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
         """The shortlist `items` by `key`, both `[B, K]`, and what follows it, as far as the largest k goes."""
         size, k = self.shortlist.size, request.k[:, tf.newaxis]
         key, order = tf.math.top_k(tf.where(items >= FIRST_ID, key, -np.inf), size)
@@ -229,7 +321,13 @@ class Servable(tf.Module):
         scores = tf.where(past < 0, scores, -1.0 - tf.cast(past, tf.float32))
         scores = tf.where(request.known, scores, tf.gather(self.shortlist.popularity, found))
         sources = tf.where(request.known, self._sources(proposals, found), FALLBACK)
+        answer = {}
+        if expected is not None:
+            ordered = tf.gather(tf.gather(expected, order, batch_dims=1), tf.minimum(column, size - 1), batch_dims=1)
+            seconds = tf.where(past < 0, self._seconds(request, found, ordered), float(ABSENT))
+            answer["expected_watch_time"] = tf.where(shown, seconds, 0.0)
         return {
+            **answer,
             "items": tf.gather(self.item_ids, found),
             "scores": tf.where(shown, scores, 0.0),
             "sources": tf.where(shown, sources, ""),
@@ -249,14 +347,14 @@ class Servable(tf.Module):
         return tf.where(proposed[..., 0], text, names[0])
 
 
-def _absent(like: tf.Tensor) -> tf.Tensor:
-    return tf.fill(tf.shape(like), tf.constant(ABSENT, tf.int32 if like.shape.rank == 1 else tf.int64))
+def _absent(like: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.fill(tf.shape(like), tf.constant(ABSENT, dtype))
 
 
-def _first(items: tf.Tensor, among: tf.Tensor) -> tf.Tensor:
-    """Where each of `items` `[B, C]` first stands in `among` `[B, N]`, int32 `[B, C]`."""
-    same = tf.cast(items[:, :, tf.newaxis] == among[:, tf.newaxis], tf.int32)  # [B, C, N]
-    return tf.argmax(same, axis=-1, output_type=tf.int32)
+def _as_wide(values: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """`values` `[B, V]`, cut or filled up to `[B, width]`."""
+    lacking = [[0, 0], [0, tf.maximum(width - tf.shape(values)[1], 0)]]
+    return tf.pad(values, lacking, constant_values=tf.constant(ABSENT, values.dtype))[:, :width]
 
 
 def _widest(k: tf.Tensor) -> tf.Tensor:

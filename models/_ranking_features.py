@@ -1,16 +1,19 @@
 """What the ranker sees of a (request, candidate) pair: one builder for training, evaluation and the served graph."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, Query
+from shortlist.models._base import FIRST_ID, RankingQuery, ranking_query
+from shortlist.models._column_features import DAY, PRIOR, ColumnFeatures, log_days
 from shortlist.models._layers import last_n
 
 RECENT = (1, 3, 10)  # how many of the last watched items the similarities look at
-DAY = 86_400.0
 YEAR = 365.2425 * DAY
+FARTHEST = 100.0
+"""Deviations at which the score of an item outside of the shortlist is cut."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class Catalogue:
     """What is known of the items, by item row; counts and times are those of the training part.
 
     `genres` float32 `[I, G]` multi-hot; `year` int `[I]`, 0 if unknown; `count` float `[I]`, positives; `recent_count`,
-    those of the last years of the data; `first_time` and `last_time` int64 `[I]` seconds, of its first and last event.
+    those of the last years of the data; `first_time` and `last_time` int64 `[I]` seconds, of its first and last event;
+    `weight` float `[I]`, what its positives weigh in sum, and `shown` float `[I]`, how often it was shown, in a log
+    that says so. `weight_from`, `highest`, `categories`, `shared` and `numbers` are those of `ColumnFeatures`.
     """
 
     genres: np.ndarray
@@ -27,6 +32,35 @@ class Catalogue:
     recent_count: np.ndarray
     first_time: np.ndarray
     last_time: np.ndarray
+    weight: np.ndarray | None = None
+    shown: np.ndarray | None = None
+    weight_from: str = "none"
+    highest: float = 1.0
+    categories: Mapping[str, np.ndarray] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+GROUPS = {
+    "retriever": ("score_z:", "log_rank:", "proposed:", "log_fused_rank"),
+    "history": (
+        *("log_history", "log_gap", "log_last_day", "history_log_count", "cosine_", "genres_last_10", "genres_all"),
+        *("year_difference", "year_distance", "watched:", "since:", "finished:", "rated:", "click_rate:"),
+        *("mean_finished", "mean_rated", "user_click_rate"),
+    ),
+    "impressions": ("ignored", "since_ignored"),
+    "content": (
+        *("age", "since_last_event", "since_first_event", "log_count", "log_recent", "number:", "match:"),
+        *("click_rate", "mean_weight"),
+    ),
+    "example_age": ("example_age",),
+}
+"""Groups of features, each by names or, with `:` or `_` at the end, by how they begin."""
+
+
+def group_of(name: str) -> str:
+    """The group of a feature."""
+    return next(g for g, own in GROUPS.items() for n in own if name == n or (n[-1] in ":_" and name.startswith(n)))
 
 
 class RankingFeatures(tf.Module):
@@ -41,10 +75,16 @@ class RankingFeatures(tf.Module):
       vectors: item vectors float32 `[I, D]` by the name of their source.
       sources: names of the sources, in the order of their scores.
       history_length: the last watched items that the features look at, except for counts.
+      quota: what each source may propose, if the features are to say which source did.
     """
 
     def __init__(
-        self, catalogue: Catalogue, vectors: dict[str, np.ndarray], sources: tuple[str, ...], history_length: int = 50
+        self,
+        catalogue: Catalogue,
+        vectors: dict[str, np.ndarray],
+        sources: tuple[str, ...],
+        history_length: int = 50,
+        quota: Sequence[int] = (),
     ):
         super().__init__(name="ranking_features")
         constant = lambda value, dtype=tf.float32: tf.Variable(value, trainable=False, dtype=dtype)  # noqa: E731
@@ -55,8 +95,30 @@ class RankingFeatures(tf.Module):
         self.log_recent = constant(np.log1p(catalogue.recent_count))
         self.first_time = constant(catalogue.first_time, tf.int64)
         self.last_time = constant(catalogue.last_time, tf.int64)
+        self.newest = constant(np.max(catalogue.last_time), tf.int64)
         self.vectors = {name: constant(tf.math.l2_normalize(v, axis=1)) for name, v in vectors.items()}
-        self.sources, self.history_length = tuple(sources), history_length
+        self.sources, self.history_length, self.quota = tuple(sources), history_length, tuple(quota)
+        self.numbers = {name: constant(_log_number(values)) for name, values in catalogue.numbers.items()}
+        self.of_items: dict[str, tf.Variable] = {}
+        base_rate = None
+        if catalogue.shown is not None and catalogue.count.sum() and catalogue.shown.sum() > catalogue.count.sum():
+            base_rate = float(catalogue.count.sum() / catalogue.shown.sum())
+            rate = (catalogue.count + PRIOR * base_rate) / (catalogue.shown + PRIOR)
+            self.of_items["click_rate"] = constant(np.log(rate) - np.log1p(-rate))
+        if catalogue.weight is not None and catalogue.weight_from != "none":
+            mean = catalogue.weight.sum() / max(catalogue.count.sum(), 1)
+            self.of_items["mean_weight"] = constant(
+                np.log(np.maximum(catalogue.weight + PRIOR / 2 * mean, 1e-9) / (catalogue.count + PRIOR / 2))
+            )
+        self.columns = ColumnFeatures(
+            catalogue.genres,
+            dict(catalogue.categories),
+            catalogue.shared,
+            dict(catalogue.numbers),
+            catalogue.weight_from,
+            catalogue.highest,
+            base_rate,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -68,22 +130,37 @@ class RankingFeatures(tf.Module):
             *(f"cosine_{n}:{v}" for v in sorted(self.vectors) for n in (*(f"last_{n}" for n in RECENT), "all", "max")),
             *("genres_last_10", "genres_all", "year_difference", "year_distance", "age"),
             *("since_last_event", "since_first_event", "log_count", "log_recent"),
+            *(f"proposed:{source}" for source in self.sources if self.quota),
+            *(f"number:{name}" for name in self.numbers),
+            *self.of_items,
+            *self.columns.names,
+            "example_age",
         ]
 
-    def __call__(self, query: Query, items: tf.Tensor, scores: tf.Tensor, ranks: tf.Tensor) -> tf.Tensor:
-        """Builds the features.
+    def __call__(
+        self,
+        query: RankingQuery,
+        items: tf.Tensor,
+        scores: tf.Tensor,
+        ranks: tf.Tensor,
+        best: tuple[tf.Tensor, tf.Tensor] | None = None,
+    ) -> tf.Tensor:
+        """Builds the features. Those of an item don't depend on what else is asked for, but on the shortlist.
 
         Args:
-          query: a `Query`.
-          items: int32 `[B, K]`, best fused first; 0 where there is none.
-          scores: float32 `[B, S, K]`, each source's own score of each candidate.
-          ranks: float32 `[B, S, K]`, its rank in that source's list, from 1.
+          query: a `RankingQuery`; of what only a ranker reads, anything may be absent.
+          items: int32 `[B, C]`; 0 where there is none.
+          scores: float32 `[B, S, C]`, each source's own score of each item.
+          ranks: float32 `[B, S, C]`, its rank in that source's list, from 1.
+          best: the shortlist, int32 `[B, K]`, best fused first, and its scores `[B, S, K]`; `items` itself if absent.
 
         Returns:
-          float32 `[B, K, F]`; rows of missing candidates are 0.
+          float32 `[B, C, F]`; rows of missing items are 0.
         """
+        query = ranking_query(query, self.columns.shared)
         valid = tf.cast(items >= FIRST_ID, tf.float32)  # [B, K]
-        history, times = last_n(query["history"], self.history_length, query["history_time"])  # [B, L]
+        told = query["history"], self.history_length, query["history_time"], query["history_weight"]
+        history, times, weight = last_n(*told)  # [B, L]
         seen = tf.cast(history >= FIRST_ID, tf.float32)
         length = tf.reduce_sum(seen, axis=1, keepdims=True)  # [B, 1]
         position = tf.reduce_sum(tf.cast(history != 0, tf.float32), axis=1, keepdims=True)
@@ -91,10 +168,17 @@ class RankingFeatures(tf.Module):
         weights = [seen * tf.cast(back <= n, tf.float32) for n in RECENT] + [seen]
         weights = tf.stack([tf.math.divide_no_nan(w, tf.reduce_sum(w, 1, keepdims=True)) for w in weights], 1)
 
+        if best is None:
+            shortlist, among = items, scores
+            place = tf.broadcast_to(tf.range(tf.shape(items)[1], dtype=tf.float32), tf.shape(items))
+        else:
+            shortlist, among = best
+            place = _place(items, shortlist)
+        there = tf.cast(shortlist >= FIRST_ID, tf.float32)  # [B, K]
         columns = []
         for source in range(len(self.sources)):
-            columns += [_z_score(scores[:, source], valid), tf.math.log1p(ranks[:, source])]
-        columns.append(tf.broadcast_to(tf.math.log1p(tf.range(tf.shape(items)[1], dtype=tf.float32)), tf.shape(items)))
+            columns += [_z_score(scores[:, source], among[:, source], there), tf.math.log1p(ranks[:, source])]
+        columns.append(tf.math.log1p(place))
         columns += [tf.broadcast_to(c, tf.shape(items)) for c in self._activity(query, history, times, seen, length)]
         for name in sorted(self.vectors):
             table = self.vectors[name]
@@ -104,10 +188,14 @@ class RankingFeatures(tf.Module):
             lowest = tf.where(seen[:, tf.newaxis] > 0, cosine, -1.0)
             columns.append(tf.reduce_max(lowest, axis=-1))
         columns += self._content(query, items, history, seen, weights)
+        columns += [tf.cast(ranks[:, s] <= quota, tf.float32) for s, quota in enumerate(self.quota)]
+        columns += [tf.gather(table, items) for table in (*self.numbers.values(), *self.of_items.values())]
+        columns += self.columns(query, items, history, times, weight)
+        columns.append(tf.broadcast_to(log_days(query["example_age"])[:, tf.newaxis], tf.shape(items)))
         return tf.stack(columns, axis=-1) * valid[..., tf.newaxis]  # [B, K, F]
 
     def _activity(
-        self, query: Query, history: tf.Tensor, times: tf.Tensor, seen: tf.Tensor, length: tf.Tensor
+        self, query: RankingQuery, history: tf.Tensor, times: tf.Tensor, seen: tf.Tensor, length: tf.Tensor
     ) -> list[tf.Tensor]:
         total = tf.reduce_sum(tf.cast(query["history"] >= FIRST_ID, tf.float32), axis=1, keepdims=True)
         ago = tf.cast(query["time"][:, tf.newaxis] - times, tf.float32)  # [B, L]
@@ -119,7 +207,7 @@ class RankingFeatures(tf.Module):
         return [tf.math.log1p(total), tf.math.log1p(tf.maximum(gap, 0.0)), tf.math.log1p(in_day), popularity]
 
     def _content(
-        self, query: Query, items: tf.Tensor, history: tf.Tensor, seen: tf.Tensor, weights: tf.Tensor
+        self, query: RankingQuery, items: tf.Tensor, history: tf.Tensor, seen: tf.Tensor, weights: tf.Tensor
     ) -> list[tf.Tensor]:
         genres = tf.gather(self.genres, items)  # [B, K, G]
         profile = tf.linalg.matmul(weights[:, 2:], tf.gather(self.genres, history))  # [B, 2, G]
@@ -135,8 +223,8 @@ class RankingFeatures(tf.Module):
         age = tf.where(year > 0, tf.maximum(request_year - year, 0.0), -1.0)
 
         def since(table: tf.Tensor) -> tf.Tensor:
-            seconds = tf.cast(query["time"][:, tf.newaxis] - tf.gather(table, items), tf.float32)
-            return tf.math.log1p(tf.maximum(seconds, 0.0) / DAY)
+            known = tf.minimum(query["time"], self.newest)[:, tf.newaxis]  # nothing later is known of any item
+            return log_days(tf.cast(known - tf.gather(table, items), tf.float32))
 
         return [
             *(genre_10, genre_all, difference, tf.abs(difference), age),
@@ -145,11 +233,27 @@ class RankingFeatures(tf.Module):
         ]
 
 
-def _z_score(scores: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-    count = tf.reduce_sum(valid, axis=1, keepdims=True)
-    high = tf.reduce_max(tf.where(valid > 0, scores, -np.inf), axis=1, keepdims=True)
-    scores = tf.where(valid > 0, scores - high, 0.0)  # scores that are all alike become 0 without rounding
-    mean = tf.math.divide_no_nan(tf.reduce_sum(scores, 1, keepdims=True), count)
-    centred = (scores - mean) * valid
-    deviation = tf.sqrt(tf.math.divide_no_nan(tf.reduce_sum(tf.square(centred), 1, keepdims=True), count))
-    return tf.math.divide_no_nan(centred, deviation)
+def _log_number(values: np.ndarray) -> np.ndarray:
+    """log(1 + x) for x ≥ 0 and its mirror image below; the middle of the known ones where there is none."""
+    known = values[np.isfinite(values)]
+    values = np.where(np.isfinite(values), values, np.median(known) if len(known) else 0.0)
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def _place(items: tf.Tensor, among: tf.Tensor) -> tf.Tensor:
+    """Where each of `items` `[B, C]` stands in `among` `[B, K]`, float32 `[B, C]`; K for what doesn't."""
+    same = items[:, :, tf.newaxis] == among[:, tf.newaxis]  # [B, C, K]
+    first = tf.argmax(same, axis=-1, output_type=tf.int32)
+    return tf.cast(tf.where(tf.reduce_any(same, axis=-1), first, tf.shape(among)[1]), tf.float32)
+
+
+def _z_score(scores: tf.Tensor, among: tf.Tensor, there: tf.Tensor) -> tf.Tensor:
+    """`scores` `[B, C]` in deviations from the mean of `among` `[B, K]`, where `there` is 1."""
+    count = tf.reduce_sum(there, axis=1, keepdims=True)
+    high = tf.reduce_max(tf.where(there > 0, among, -np.inf), axis=1, keepdims=True)
+    high = tf.where(count > 0, high, 0.0)
+    among = tf.where(there > 0, among - high, 0.0)  # scores that are all alike become 0 without rounding
+    mean = tf.math.divide_no_nan(tf.reduce_sum(among, 1, keepdims=True), count)
+    variance = tf.reduce_sum(tf.square((among - mean) * there), 1, keepdims=True)
+    deviation = tf.sqrt(tf.math.divide_no_nan(variance, count))
+    return tf.clip_by_value(tf.math.divide_no_nan(scores - high - mean, deviation), -FARTHEST, FARTHEST)

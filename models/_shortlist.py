@@ -1,12 +1,12 @@
 """The first stage as one graph: several sources, one shortlist without duplicates and without what was seen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, Query, masked_top_k
+from shortlist.models._base import FIRST_ID, QUERY_SPEC, Query, RankingQuery, masked_top_k
 from shortlist.models._ranking_features import RankingFeatures
 
 RRF = 60.0
@@ -57,13 +57,14 @@ class Shortlist(tf.Module):
     def score_all(self, query: Query) -> list[tf.Tensor]:
         """Every source's scores float32 `[B, I]`."""
         known = tf.reduce_any(query["history"] >= FIRST_ID, axis=1, keepdims=True)
+        query = {name: query[name] for name in QUERY_SPEC}
         return [tf.where(known, source.scores(query), self.popularity[tf.newaxis]) for source in self.sources.values()]
 
-    def __call__(self, query: Query, exclude: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, query: RankingQuery, exclude: tf.Tensor) -> dict[str, tf.Tensor]:
         """Makes the shortlist.
 
         Args:
-          query: a `Query`.
+          query: a `RankingQuery`.
           exclude: int32 `[B, E]`, item rows never to return; 0 or less is padding.
 
         Returns:
@@ -73,7 +74,7 @@ class Shortlist(tf.Module):
         """
         proposals = self.propose(query, exclude)
         items, fused = self.cut(proposals)
-        features, ranks = self.describe(query, proposals, items)
+        features, ranks = self.describe(query, proposals, items, items)
         order = self.order(proposals)
         return {"items": items, "fused": fused, "ranks": ranks, "features": features, "order": order}
 
@@ -88,7 +89,9 @@ class Shortlist(tf.Module):
             table = tf.fill(tf.shape(score), quota + 1.0)
             found = value > -np.inf
             table = tf.tensor_scatter_nd_update(table, where[found], ranks[found])  # [B, I]
-            fused = tf.tensor_scatter_nd_add(fused, where[found], 1.0 / (RRF + ranks[found]))
+            share = tf.constant(1 / (RRF + np.arange(1, quota + 1)), tf.float32)  # a rank's, to the bit, in any batch
+            share = tf.broadcast_to(share, tf.shape(top))
+            fused = tf.tensor_scatter_nd_add(fused, where[found], share[found])
             rank_tables.append(table)
         return Proposals(scores, rank_tables, fused)
 
@@ -97,11 +100,17 @@ class Shortlist(tf.Module):
         items, fused = masked_top_k(tf.where(proposals.fused > 0, proposals.fused, -np.inf), self.size)  # [B, K]
         return tf.cast(items, tf.int32), fused
 
-    def describe(self, query: Query, proposals: Proposals, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`features` and `ranks` of a call, of any item rows int32 `[B, K]`, best first; 0 is padding."""
-        ranks = tf.stack([tf.gather(table, items, batch_dims=1) for table in proposals.ranks], axis=1)  # [B, S, K]
-        values = tf.stack([tf.gather(score, items, batch_dims=1) for score in proposals.scores], axis=1)
-        return self.features(query, items, values, ranks), ranks
+    def describe(
+        self, query: RankingQuery, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """`features` and `ranks` of a call, of any item rows int32 `[B, C]`, beside the shortlist `best`."""
+
+        def of(tables: Sequence[tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+            return tf.stack([tf.gather(table, rows, batch_dims=1) for table in tables], axis=1)  # [B, S, C]
+
+        ranks, scores = of(proposals.ranks, items), of(proposals.scores, items)
+        among = None if items is best else (best, of(proposals.scores, best))
+        return self.features(query, items, scores, ranks, among), ranks
 
     @staticmethod
     def order(proposals: Proposals) -> tf.Tensor:

@@ -66,25 +66,33 @@ def random_scores(seed: int, users: int, items: int, nan: bool = False) -> np.nd
 
 
 class FixedRanker(Component):
-    """The odds are a fixed feature, or its negative."""
+    """The order is that of a fixed feature, or its negative, the log-odds of a watch; one takes two units of time."""
 
     output = Model
 
-    def __init__(self, name: str = "", feature: str = "log_fused_rank", scale: float = -1.0):
+    def __init__(
+        self, name: str = "", feature: str = "log_fused_rank", scale: float = -1.0, facts: dict[str, Any] | None = None
+    ):
         super().__init__(None, name)
-        self.feature, self.scale = feature, scale
+        self.feature, self.scale, self.facts = feature, scale, facts or {}
 
     def external(self) -> Any:
-        return [self.feature, str(self.scale)]
+        return [self.feature, str(self.scale), self.facts]
 
     def run(self, out: Path, candidates: Candidates) -> None:
         names = candidates.read_json("candidates.json")["feature_names"]
         column, scale = names.index(self.feature), self.scale
+
+        def score(features: tf.Tensor, items: tf.Tensor, history: tf.Tensor) -> dict[str, tf.Tensor]:
+            order = features[..., column] * scale  # without exp, whose last bit depends on the place in a vector
+            return {"odds": order, "watch": tf.sigmoid(order), "expected": 2 * tf.sigmoid(order)}
+
         module = tf.Module()
-        spec = tf.TensorSpec([None, None, len(names)], tf.float32)
-        module.score = tf.function(lambda features: features[..., column] * scale, input_signature=[spec])
+        rows = tf.TensorSpec([None, None], tf.int32)
+        spec = [tf.TensorSpec([None, None, len(names)], tf.float32), rows, rows]
+        module.score = tf.function(score, input_signature=spec)
         tf.saved_model.save(module, str(out / "serving"))
-        (out / "model.json").write_text(json.dumps({"notes": ["A fixed order."]}))
+        (out / "model.json").write_text(json.dumps({"notes": ["A fixed order."], **self.facts}))
 
 
 def encoded(p: Pipeline, parts: dict[str, list[tables.Row]], name: str = "", strategy: str = "per_user_time") -> Node:
@@ -105,3 +113,15 @@ def random_parts(seed: int, users: int = 12, items: int = 24, shares: tuple[int,
                 time += int(rng.integers(1, 200_000))
                 parts[name].append(tables.row(f"user {user:02}", f"item {next(watched):02}", time))
     return parts
+
+
+def with_impressions(parts: dict[str, list[tables.Row]]) -> dict[str, list[tables.Row]]:
+    """Every other row was only shown, the other ones were watched; rows of a user stand together on pages."""
+    found = {}
+    for name, rows in parts.items():
+        found[name] = [
+            {**r, "event": "impression"} if n % 2 else {**r, "watch_time": 20.0 + 7 * (n % 5)}
+            for n, r in enumerate(rows)
+        ]
+        found[name] = [{**r, "timestamp": r["timestamp"] // 150_000 * 150_000} for r in found[name]]
+    return found

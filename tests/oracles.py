@@ -257,15 +257,30 @@ def in_batch_logits(psi, vectors, labels, log_q):
     return logits
 
 
-def weighted_logits(features, fitted, kernels, num_quantiles):
-    """Logits of `features` [N, F]; `fitted` is what the normalization has seen, `kernels` a list of (kernel, bias)."""
+def weighted_logits(
+    features, fitted, kernels, num_quantiles, cross=(), table=None, item=None, history=None, use_powers=True, ignored=()
+):
+    """Logits of `features` [N, F]; `fitted` is what the normalization has seen, `kernels` a list of (kernel, bias).
+
+    `cross` are the (kernel, bias) of layers x0 (W x + b) + x; with a `table` [I, D], `item` [N] and `history` [N, L].
+    """
     fitted = np.asarray(fitted, np.float64)
     logits = []
-    for row in features:
+    for n, row in enumerate(features):
         low = np.quantile(fitted, np.linspace(0, 1, num_quantiles), axis=0)
-        share = np.array([quantile_share(low[:, f], value) for f, value in enumerate(row)])
-        standard = [np.clip((v - c.mean()) / max(c.std(), 1e-6), -5, 5) for v, c in zip(row, fitted.T, strict=True)]
-        x = np.concatenate([share, share**2, np.sqrt(share), standard])
+        used = [f for f in range(len(row)) if f not in ignored]
+        share = np.array([quantile_share(low[:, f], row[f]) for f in used])
+        standard = [np.clip((row[f] - fitted[:, f].mean()) / max(fitted[:, f].std(), 1e-6), -5, 5) for f in used]
+        x = [*share, *(share**2 if use_powers else ()), *(np.sqrt(share) if use_powers else ()), *standard]
+        if table is not None:
+            x += list(table[item[n]] * (item[n] >= 2))
+            past = [table[i] * (i >= 2) for i in history[n]]
+            for vector in past:
+                x += list(vector)
+            x += list(sum(past) / max(sum(i >= 2 for i in history[n]), 1))
+        x = first = np.array(x)
+        for kernel, bias in cross:
+            x = first * (x @ kernel + bias) + x
         for place, (kernel, bias) in enumerate(kernels, 1):
             x = x @ kernel + bias
             x = x if place == len(kernels) else np.maximum(x, 0)
@@ -273,16 +288,113 @@ def weighted_logits(features, fitted, kernels, num_quantiles):
     return np.array(logits)
 
 
+def weighted_loss(z, label, weight, exact=False):
+    """Mean of −T log σ for a positive, −log(1 − σ) for a negative, and with `exact` for a positive as well."""
+    losses = []
+    for own, y, w in zip(z, label, weight, strict=True):
+        share = 1 / (1 + np.exp(-own))
+        losses.append(-w * np.log(share if y else 1 - share) - (np.log(1 - share) if y and exact else 0))
+    return np.mean(losses)
+
+
+def balancing_constant(z, in_favour, against):
+    """The b with Σ in_favour (1 − σ(z + b)) = Σ against σ(z + b), by halving."""
+    low, high = -200.0, 200.0
+    for _ in range(200):
+        b = (low + high) / 2
+        share = 1 / (1 + np.exp(-(z + b)))
+        low, high = (b, high) if (in_favour * (1 - share)).sum() > (against * share).sum() else (low, b)
+    return b
+
+
+def adagrad_rows(table, squares, indices, values, rate, epsilon):
+    """One step on the rows that `indices` names, in place; what a row is told twice counts in sum."""
+    for row in sorted(set(indices)):
+        gradient = sum(value for index, value in zip(indices, values, strict=True) if index == row)
+        squares[row] += gradient**2
+        table[row] -= rate * gradient / np.sqrt(squares[row] + epsilon)
+
+
 def cosine(a, b):
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.dot(a, b) / size) if size else 0.0
 
 
-def ranking_features(catalogue, vectors, sources, length, query, items, scores, ranks):
-    """Features by name for one request: `query` a dict without batch, items [K], scores and ranks [S, K].
+def log_days(seconds):
+    return np.log1p(max(seconds, 0) / 86_400)
 
-    `catalogue` has genres, year, count, recent_count, first_time and last_time by item row.
+
+def log_odds(rate):
+    return np.log(rate / (1 - rate))
+
+
+def values_of(catalogue, column, i):
+    """What an item has of `genres` or a category: a set, empty for an item that is none."""
+    if i < 2:
+        return set()
+    if column == "genres":
+        return {g for g, has in enumerate(catalogue["genres"][i]) if has}
+    return {catalogue["categories"][column][i]} - {0, 1}
+
+
+def column_features(catalogue, query, entries, i):
+    """The features of item `i` by its columns; `entries` are the last (item, time, weight) watched, the unknown too."""
+    found, now = {}, query["time"]
+    kind = {"watch_time": "finished", "rating": "rated", "none": None}[catalogue.get("weight_from", "none")]
+    lengths = catalogue.get("numbers", {}).get("length")
+    if kind == "finished" and lengths is None:
+        kind = None
+    shares = {}
+    for place, (h, _, weight) in enumerate(entries):
+        full = None if kind is None or h < 2 else lengths[h] if kind == "finished" else catalogue["highest"]
+        if full is not None and full > 0 and weight >= 0:
+            shares[place] = min(weight / full, 1)
+    mean = (0.5 + sum(shares.values())) / (1 + len(shares))
+    shown = catalogue.get("shown") is not None
+    passed = [(p, t) for p, t in zip(query["impressions"], query["impressions_time"], strict=True) if p >= 2]
+    watched = [h for h in query["history"] if h >= 2]
+    if shown:
+        rate = np.sum(catalogue["count"]) / np.sum(catalogue["shown"])
+        rate = (len(watched) + 10 * rate) / (len(watched) + len(passed) + 10)
+    for column in ("genres", *catalogue.get("categories", {})):
+        own = values_of(catalogue, column, i)
+        same = [place for place, (h, _, _) in enumerate(entries) if own & values_of(catalogue, column, h)]
+        found[f"watched:{column}"] = np.log1p(len(same))
+        found[f"since:{column}"] = log_days(min([now - entries[place][1] for place in same], default=1e9))
+        if kind:
+            told = [shares[place] for place in same if place in shares]
+            found[f"{kind}:{column}"] = (mean + sum(told)) / (1 + len(told)) - mean
+        if shown:  # an item with two of the genres is two watches or impressions, one of each genre
+            good = sum(len(own & values_of(catalogue, column, h)) for h in watched)
+            bad = sum(len(own & values_of(catalogue, column, p)) for p, _ in passed)
+            found[f"click_rate:{column}"] = log_odds((good + 10 * rate) / (good + bad + 10))
+    for column in catalogue.get("shared", ()):
+        item, user = catalogue["categories"][column][i], query[f"user_{column}"]
+        found[f"match:{column}"] = 0.5 if item < 2 or user == 0 else float(item == user)
+    if kind:
+        found[f"mean_{kind}"] = mean
+    if shown:
+        times = [t for p, t in passed if p == i]
+        found["user_click_rate"] = log_odds(rate)
+        found["ignored"] = np.log1p(len(times))
+        found["since_ignored"] = log_days(now - max(times) if times else 1e9)
+    return found
+
+
+def ranking_features(catalogue, vectors, sources, length, query, items, scores, ranks, quota=(), best=None):
+    """Features by name for one request: `query` a dict without batch, items [C], scores and ranks [S, C].
+
+    `catalogue` has genres, year, count, recent_count, first_time and last_time by item row, and may have weight, shown,
+    weight_from, highest, categories, shared and numbers. `best` are the rows and scores of the shortlist, [K], [S, K].
     """
+    query = {
+        "history_weight": np.full(len(query["history"]), -1.0),
+        **{name: np.zeros(0, np.int64) for name in ("impressions", "impressions_time")},
+        "example_age": 0.0,
+        **{f"user_{name}": 0 for name in catalogue.get("shared", ())},
+        **query,
+    }
+    shortlist, theirs = (items, scores) if best is None else best
     day = 86_400
     entries = [(i, t) for i, t in zip(query["history"], query["history_time"], strict=True) if i != 0]
     ever = sum(i >= 2 for i, _ in entries)
@@ -292,19 +404,24 @@ def ranking_features(catalogue, vectors, sources, length, query, items, scores, 
     last = {n: [i for i, _ in entries[-n:] if i >= 2] for n in (1, 3, 10)}
     unit = [g / max(np.linalg.norm(g), 1e-9) for g in catalogue["genres"]]
     dated = [catalogue["year"][i] for i in last[10] if catalogue["year"][i] > 0]
-    there = [k for k, i in enumerate(items) if i >= 2]
+    there = [k for k, i in enumerate(shortlist) if i >= 2]
+    weights = [w for i, w in zip(query["history"], query["history_weight"], strict=True) if i != 0][-length:]
+    weighed = [(i, t, w) for (i, t), w in zip(entries, weights, strict=True)]
+    newest = max(catalogue["last_time"])
     rows = []
-    for k, i in enumerate(items):
+    for c, i in enumerate(items):
         if i < 2:
             rows.append(None)
             continue
         found = {}
         for s, source in enumerate(sources):
-            own = scores[s][there]
-            alike = len(set(own)) == 1
-            found[f"score_z:{source}"] = 0.0 if alike else (scores[s][k] - own.mean()) / own.std()
-            found[f"log_rank:{source}"] = np.log1p(ranks[s][k])
-        found["log_fused_rank"] = np.log1p(k)
+            own = theirs[s][there].astype(np.float64)
+            alike = len(set(own)) <= 1
+            found[f"score_z:{source}"] = 0.0 if alike else np.clip((scores[s][c] - own.mean()) / own.std(), -100, 100)
+            found[f"log_rank:{source}"] = np.log1p(ranks[s][c])
+            if len(quota):
+                found[f"proposed:{source}"] = float(ranks[s][c] <= quota[s])
+        found["log_fused_rank"] = np.log1p(list(shortlist).index(i) if i in shortlist else len(shortlist))
         found["log_history"] = np.log1p(ever)
         found["log_gap"] = np.log1p(max(min(ago), 0) if ago else 1e9)
         found["log_last_day"] = np.log1p(sum(a <= day for a in ago))
@@ -321,10 +438,22 @@ def ranking_features(catalogue, vectors, sources, length, query, items, scores, 
         difference = year - np.mean(dated) if dated and year > 0 else 0.0
         found["year_difference"], found["year_distance"] = difference, abs(difference)
         found["age"] = max(1970 + query["time"] / (365.2425 * day) - year, 0) if year > 0 else -1.0
-        found["since_last_event"] = np.log1p(max(query["time"] - catalogue["last_time"][i], 0) / day)
-        found["since_first_event"] = np.log1p(max(query["time"] - catalogue["first_time"][i], 0) / day)
+        found["since_last_event"] = log_days(min(query["time"], newest) - catalogue["last_time"][i])
+        found["since_first_event"] = log_days(min(query["time"], newest) - catalogue["first_time"][i])
         found["log_count"] = np.log1p(catalogue["count"][i])
         found["log_recent"] = np.log1p(catalogue["recent_count"][i])
+        for name, values in catalogue.get("numbers", {}).items():
+            told = [v for v in values if np.isfinite(v)]
+            value = values[i] if np.isfinite(values[i]) else np.median(told) if told else 0.0
+            found[f"number:{name}"] = np.log1p(value) if value >= 0 else -np.log1p(-value)
+        if catalogue.get("shown") is not None:
+            rate = np.sum(catalogue["count"]) / np.sum(catalogue["shown"])
+            found["click_rate"] = log_odds((catalogue["count"][i] + 10 * rate) / (catalogue["shown"][i] + 10))
+        if catalogue.get("weight_from", "none") != "none":
+            mean = np.sum(catalogue["weight"]) / np.sum(catalogue["count"])
+            found["mean_weight"] = np.log((catalogue["weight"][i] + 5 * mean) / (catalogue["count"][i] + 5))
+        found |= column_features(catalogue, query, weighed, i)
+        found["example_age"] = log_days(query["example_age"])
         rows.append(found)
     names = next(row for row in rows if row)
     return {name: np.array([row[name] if row else 0.0 for row in rows]) for name in names}
@@ -350,25 +479,35 @@ def shortlist(scores, quota, size, popularity, history, exclude):
 # --- queries and examples -------------------------------------------------------------------------------------------
 
 
-def queries(parts, split, vocabulary):
-    """What each user's query of `split` is. `parts`: rows by split, in order; a row has user, item, timestamp, positive
-    and weight. By user: time, history (item, timestamp), seen, targets (item or "" if unknown, weight)."""
+def queries(parts, split, vocabulary, of_all=False):
+    """What each user's query of `split` is. `parts`: rows by split, in order; a row has user, item, timestamp, event,
+    positive, weight and known (its own weight, or -1). By user: time, history (item, timestamp, known), impressions
+    (item, timestamp), seen, targets (item or "" if unknown, weight), shown (item, positive, weight, timestamp), age."""
     names = list(parts)
     earlier = [row for name in names[: names.index(split)] for row in parts[name]]
     found = {}
-    for user in sorted({row["user"] for row in parts[split] if row["positive"]}):
+    for user in sorted({row["user"] for row in parts[split] if row["positive"] or of_all}):
         target = [row for row in parts[split] if row["user"] == user]
         before = [row for row in earlier if row["user"] == user and row["item"] in vocabulary]
         first = min(row["timestamp"] for row in target)
-        watched = [row for row in before if row["positive"] and row["timestamp"] < first]
+        past = sorted((row for row in before if row["timestamp"] < first), key=lambda row: row["timestamp"])
         found[user] = {
             "time": first,
-            "history": [(row["item"], row["timestamp"]) for row in sorted(watched, key=lambda row: row["timestamp"])],
-            "seen": sorted(row["item"] for row in before),
+            "history": [(row["item"], row["timestamp"], row["known"]) for row in past if row["positive"]],
+            "impressions": [(row["item"], row["timestamp"]) for row in past if row["event"] == "impression"],
+            "seen": sorted(row["item"] for row in before if row["event"] == "watch"),
             "targets": [
                 (row["item"] if row["item"] in vocabulary else "", row["weight"]) for row in target if row["positive"]
             ],
+            "shown": [
+                (row["item"], row["positive"], row["weight"] if row["positive"] else 0.0, row["timestamp"])
+                for row in target
+                if row["item"] in vocabulary
+            ],
         }
+    newest = max((query["time"] for query in found.values()), default=0)
+    for query in found.values():
+        query["age"] = float(newest - query["time"] if split == "rank_train" else 0)
     return found
 
 

@@ -1,6 +1,7 @@
 """A small pipeline up to the bundle; half of the users like one half of the items."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +88,26 @@ class Retriever(Component):
 
 
 class Ranker(Component):
-    """A weighted logistic regression with random weights, adapted to the candidates."""
+    """A weighted logistic regression with random weights and a table of items, adapted to the candidates."""
 
     output = Model
 
-    def run(self, out: Path, candidates: Candidates) -> None:
+    def run(self, out: Path, encoded: Encoded, candidates: Candidates) -> None:
         table = np.load(candidates / "rank_train.npz")
         features = table["features"][table["items"] >= 2]
         tf.keras.utils.set_random_seed(2)
-        model = WeightedLogistic(features.shape[1], (8,))
+        rows = EncodedData(encoded).num_items
+        model = WeightedLogistic(features.shape[1], (8,), embedding_dim=3, num_items=rows, history_length=4)
         model.adapt(features)
+        model.table.assign(model.table * 30)  # as much as the features say
         module = tf.Module()
         module.held = model.variables
-        spec = tf.TensorSpec([None, None, features.shape[1]], tf.float32)
-        module.score = tf.function(lambda x: model.odds(x), input_signature=[spec])
+        pairs = tf.TensorSpec([None, None], tf.int32)
+        spec = [tf.TensorSpec([None, None, features.shape[1]], tf.float32), pairs, pairs]
+        module.score = tf.function(model.score, input_signature=spec)
         tf.saved_model.save(module, str(out / "serving"))
+        shutil.copy(encoded / "items.txt", out / "items.txt")
+        (out / "model.json").write_text(json.dumps({"notes": [], "expected_watch_time": None}))
 
 
 def build(workdir: Path, refit: bool = False) -> dict[str, Artifact]:
@@ -120,7 +126,7 @@ def build(workdir: Path, refit: bool = False) -> dict[str, Artifact]:
     encoded, found = sources("train")
     config = ShortlistConfig(size=9, quota={"two_tower": 5, "item_knn": 6}, history_length=6)
     candidates = pipeline.add(CandidateGenerator(config), encoded, found)
-    ranker = pipeline.add(Ranker(), candidates)
+    ranker = pipeline.add(Ranker(), encoded, candidates)
     if refit:
         encoded, found = sources("all")
     pipeline.add(Exporter(), encoded, found, candidates, ranker)

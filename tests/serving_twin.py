@@ -13,14 +13,15 @@ from shortlist.components._queries import EncodedData
 from shortlist.models._ranking_features import RankingFeatures
 
 QUOTA, SIZE, LENGTH = {"two_tower": 5, "item_knn": 6}, 9, 6
+YEAR = 365.2425 * 86_400
 NAMES = list(QUOTA)
 
 
 class Twin:
-    """Answers requests by loops, from the splits and the loaded parts."""
+    """Answers requests by loops, from the splits and the loaded parts; `fit_on` "all" is the refit bundle's."""
 
-    def __init__(self, served: dict[str, Any]):
-        encoded = served["Transform.train"]
+    def __init__(self, served: dict[str, Any], fit_on: str = "train"):
+        encoded = served[f"Transform.{fit_on}"]
         self.ids = ["", "", *(encoded / "items.txt").read_text("utf-8").splitlines()]
         self.row = {item: row for row, item in enumerate(self.ids) if item}
         users = (encoded / "users.txt").read_text("utf-8").splitlines()
@@ -31,33 +32,40 @@ class Twin:
         self.users = {user: row for row, user in enumerate(users, 2)}
         self.stored: dict[str, Any] = {user: [r for r in everything if r["user"] == user] for user in users}
         self.popularity = np.zeros(len(self.ids))
-        for r in parts["train"]:
-            self.popularity[self.row[r["item"]]] += r["rating"] >= 2
+        liked = [r for r in (everything if fit_on == "all" else parts["train"]) if r["rating"] >= 2]
+        recent = max(r["timestamp"] for r in liked) - 3 * YEAR
+        for r in liked:
+            self.popularity[self.row[r["item"]]] += r["timestamp"] > recent
         load = lambda step: tf.saved_model.load(str(served[step] / "index"))  # noqa: E731
-        self.sources = {name: load(f"RetrievalIndex.{name}_train") for name in NAMES}
+        self.sources = {name: load(f"RetrievalIndex.{name}_{fit_on}") for name in NAMES}
         self.vectors = {"two_tower": self.sources["two_tower"].item_vectors().numpy()}
-        self.features = RankingFeatures(
-            describe_catalogue(EncodedData(encoded), 3.0), self.vectors, tuple(NAMES), LENGTH
-        )  # its own tests have the loop
+        catalogue = describe_catalogue(EncodedData(encoded), 3.0)
+        quota = tuple(QUOTA.values())
+        self.features = RankingFeatures(catalogue, self.vectors, tuple(NAMES), LENGTH, quota)  # its tests have the loop
         self.ranker = tf.saved_model.load(str(served["Ranker"] / "serving"))
+        own = (served["Ranker"] / "items.txt").read_text("utf-8").splitlines()
+        self.ranker_row = {row: own.index(item) + 2 if item in own else 1 for item, row in self.row.items()}
+        self.ranker_row[0] = 0
 
     def query(self, r: dict[str, Any]) -> tuple[dict[str, Any], set[int]]:
         time = r.get("time", self.now)
-        times = [*r.get("history_time", []), *[-1] * 99]
+        times, ratings = ([*r.get(f"history_{name}", []), *[-1] * 99] for name in ("time", "rating"))
         told = [
-            (self.row[i], time if t == -1 else t)
-            for i, t in zip(r.get("history", []), times, strict=False)
+            (self.row[i], time if t == -1 else t, w)
+            for i, t, w in zip(r.get("history", []), times, ratings, strict=False)
             if i in self.row
         ]
         stored = self.stored.get(r.get("user", ""), [])
-        history = told or [(self.row[e["item"]], e["timestamp"]) for e in stored if e["rating"] >= 2]
-        exclude = {self.row[e["item"]] for e in stored} | {i for i, _ in told}
+        liked = [e for e in stored if e["rating"] >= 2]
+        history = told or [(self.row[e["item"]], e["timestamp"], e["rating"]) for e in liked]
+        exclude = {self.row[e["item"]] for e in stored} | {i for i, _, _ in told}
         exclude |= {self.row[i] for i in r.get("exclude", []) if i in self.row}
         user = self.users.get(r.get("user", ""), 1)
         return {
             "user": user,
-            "history": [i for i, _ in history],
-            "history_time": [t for _, t in history],
+            "history": [i for i, _, _ in history],
+            "history_time": [t for _, t, _ in history],
+            "history_weight": [w for _, _, w in history],
             "time": time,
         }, exclude
 
@@ -66,6 +74,7 @@ class Twin:
         dtypes = {"user": tf.int32, "history": tf.int32, "history_time": tf.int64, "time": tf.int64}
         batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
         scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
+        batch["history_weight"] = tf.constant([query["history_weight"]], tf.float32)
         items, fused, ranks = oracles.shortlist(
             scores, QUOTA.values(), SIZE, self.popularity, query["history"], exclude
         )
@@ -79,11 +88,18 @@ class Twin:
         )
 
     def odds(self, stage: SimpleNamespace, items: list[int]) -> np.ndarray:
-        chosen = [own[items] for own in stage.scores]
+        """Of any items, each beside the shortlist."""
+        best = [*stage.items, *[0] * (SIZE - len(stage.items))]
+
+        def table(rows: list[int]) -> tf.Tensor:
+            return tf.constant([[own[rows] for own in stage.scores]], tf.float32)
+
         ranks = [[own.get(i, limit + 1) for i in items] for own, limit in zip(stage.ranks, QUOTA.values(), strict=True)]
-        pair = [tf.constant([table], tf.float32) for table in (chosen, ranks)]
-        features = self.features(stage.batch, tf.constant([items]), *pair)
-        return self.ranker.score(features).numpy()[0]
+        beside = tf.constant([best]), table(best)
+        where = tf.constant([items]), table(items), tf.constant([ranks], tf.float32)
+        features = self.features(stage.batch, *where, beside)
+        rows = ([[self.ranker_row[i] for i in line]] for line in (items, stage.query["history"]))
+        return self.ranker.score(features, *(tf.constant(r, tf.int32) for r in rows))["odds"].numpy()[0]
 
     def recommend(self, r: dict[str, Any], ranked: bool = True) -> dict[str, list[Any]]:
         stage = self.first_stage(r)
@@ -111,11 +127,6 @@ class Twin:
         rows = [self.row.get(i, 0) for i in candidates]
         if not stage.query["history"]:
             return [self.popularity[i] if i else 0.0 for i in rows]
-        order = {i: place for place, i in enumerate([*stage.items, *stage.left])}
-        new = {i for i in rows if i and i not in stage.items}
-        # what is excluded comes by the first source, with the items that no source proposes
-        proposed = [i for i in stage.left if any(i in own for own in stage.ranks)]
-        new = sorted(new, key=lambda i: (order[i],) if i in proposed else (99, -stage.scores[0][i], i))
-        items = [*stage.items, *[0] * (SIZE - len(stage.items)), *new]  # what is new comes after a whole shortlist
-        found = {**dict(zip(items, self.odds(stage, items), strict=True)), 0: 0.0}
+        known = [i for i in dict.fromkeys(rows) if i]
+        found = {**dict(zip(known, self.odds(stage, known), strict=True)), 0: 0.0}
         return [found[i] for i in rows]

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 USERS, ITEMS, EVENTS, TASTES = 120, 60, 20, 4
-SYSTEMS = ["popularity", "popularity_recent", "item_knn", "wals", "two_tower", "union", "two_stage"]
-STEPS = 22
+SYSTEMS = ["popularity", "popularity_recent", "item_knn", "wals", "two_tower", "ease", "union", "two_stage"]
+STEPS = 25
 # Sources too small to find the tastes, and a ranker that sees the genres: it is better by far, so it is blessed.
 SETTINGS = (
     "sources.wals.embedding_dim=2",
     "sources.wals.epochs=1",
     "sources.two_tower.embedding_dim=4",
     "sources.two_tower.epochs=1",
+    "sources.ease.neighbours=1",
     "baselines.item_knn.neighbours=1",
     f"shortlist.size={ITEMS}",
     f"shortlist.quota={ITEMS}",

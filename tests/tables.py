@@ -30,9 +30,17 @@ def row(user: str, item: str, timestamp: int | None, **other: Any) -> Row:
 
 
 def write_splits(
-    folder: Path, parts: dict[str, list[Row]], items: list[Row] = (), positive_threshold: float | None = None
+    folder: Path,
+    parts: dict[str, list[Row]],
+    items: list[Row] = (),
+    positive_threshold: float | None = None,
+    item_columns: dict[str, pa.DataType] | None = None,
+    user_columns: dict[str, dict[str, str]] | None = None,
 ) -> Splits:
-    """A `Splits`; parts that are not given are empty, items that are not given have no content."""
+    """A `Splits`; parts that are not given are empty, items that are not given have no content.
+
+    `item_columns` are the types of further columns of the items, `user_columns` the values of those of the users.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = {name: sorted(parts.get(name, []), key=lambda r: r["user"]) for name in Splits.NAMES}
     everything = [r for part in rows.values() for r in part]
@@ -40,9 +48,11 @@ def write_splits(
     rest = [{"item": i} for i in dict.fromkeys(r["item"] for r in everything) if i not in described]
     for name, part in rows.items():
         pq.write_table(pa.Table.from_pylist(part, INTERACTIONS), folder / f"{name}.parquet")
-    pq.write_table(pa.Table.from_pylist([*items, *rest], ITEMS), folder / "items.parquet")
-    users = pa.table({"user": pa.array(dict.fromkeys(r["user"] for r in reversed(everything)), pa.string())})
-    pq.write_table(users, folder / "users.parquet")
+    schema = pa.schema([*ITEMS, *(pa.field(*column) for column in (item_columns or {}).items())])
+    pq.write_table(pa.Table.from_pylist([*items, *rest], schema), folder / "items.parquet")
+    ids = list(dict.fromkeys(r["user"] for r in reversed(everything)))
+    own = {n: pa.array(map(values.get, ids), pa.string()) for n, values in (user_columns or {}).items()}
+    pq.write_table(pa.table({"user": pa.array(ids, pa.string()), **own}), folder / "users.parquet")
     info = {"strategy": "per_user_time", "seed": 0, "positive_threshold": positive_threshold}
     (folder / "splits.json").write_text(json.dumps(info))
     (folder / "source.json").write_text("{}")

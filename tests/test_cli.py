@@ -8,7 +8,9 @@ import pytest
 import small_run
 from cli_cases import cli, flat, refused, whole
 
-COMMANDS = ("run", "train", "tune", "evaluate", "recommend", "models", "data")
+from shortlist import ShortlistError
+
+COMMANDS = ("run", "train", "tune", "evaluate", "compare", "recommend", "models", "data")
 HEAD = "user,item,timestamp,rating\n"
 ROWS = "".join(f"u{user},i{(user + step) % 20},{1000 * step},3\n" for user in range(8) for step in range(10))
 TINY = ("sources.wals.embedding_dim=2", "sources.wals.epochs=1", "sources.two_tower.epochs=1")
@@ -83,7 +85,7 @@ SETTINGS = [
     (["--set", "shortlist.size=1_000_000"], "Input should be less than or equal to 100000"),
     (["--set", "shortlist.quota=0"], "`quota` must be at least 1 for every source. Received: quota=0."),
     (["--set", "shortlist.quota=9_999_999_999"], "`quota` must be at most 100,000 for every source."),
-    (["--set", "shortlist.quota={wals=3}"], "`shortlist.quota` must name exactly the sources wals, two_tower."),
+    (["--set", "shortlist.quota={wals=3}"], "`shortlist.quota` must name exactly the sources wals, two_tower, ease."),
     (["--set", "sources.wals.l2=nan"], "`l2` of wals (wals): Input should be a finite number. Received: nan."),
     (["--set", "evaluation.cutoffs=[0]"], "`cutoffs` must be at least one number from 1 up. Received: (0,)."),
     (["--set", "split.test=0.9"], "must add up to less than 1"),
@@ -105,6 +107,8 @@ USAGE = [
     (["run", "--bogus"], "No such option: --bogus. See `shortlist run --help`."),
     (["run", "--seed", "x"], "Invalid value for '--seed'"),
     (["recommend"], "Missing argument"),
+    (["compare"], "Missing argument 'RUN...'"),
+    (["compare", "run", "--samples", "0"], "Invalid value for '--samples'"),
     (["recommend", "run", "-k", "few"], "Invalid value for '-k'"),
 ]
 
@@ -155,7 +159,7 @@ def test_train_refuses_what_is_no_model_and_names_its_own_settings(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["recommend", "evaluate"])
+@pytest.mark.parametrize("command", ["recommend", "evaluate", "compare"])
 def test_a_folder_that_is_no_run_is_refused(tmp_path, command):
     rule = "`run` must be the folder of a finished run (`shortlist run`)."
     assert rule in refused(command, tmp_path / "nowhere")
@@ -164,6 +168,26 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, command):
     for text in ("", "[]", "{}", '{"settings": 3, "kind": "two_stage"}'):
         (tmp_path / "run.json").write_text(text)
         assert rule in refused(command, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a/wals", "a/wals:", "wals:b/wals", "a/wals:b/", ""])
+def test_a_pair_is_two_systems(text):
+    from shortlist.cli import _pair
+
+    with pytest.raises(ShortlistError, match=r"^`--pair` takes A/SYSTEM:B/SYSTEM, such as .* Received: "):
+        _pair(text)
+    assert _pair("a:b/c/wals:d/two_stage") == ("a:b/c/wals", "d/two_stage")
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    from shortlist.cli import _run_names
+
+    a, b, c = tmp_path / "x" / "demo", tmp_path / "y" / "demo", tmp_path / "x" / "other"
+    assert _run_names([a]) == {"demo": a}
+    assert _run_names([c, a]) == {"other": c, "demo": a}
+    assert _run_names([a, b, c]) == {"x/demo": a, "y/demo": b, "x/other": c}
+    with pytest.raises(ShortlistError, match=r"^`RUN` must be a folder that is given once\. Received: "):
+        _run_names([a, tmp_path / "y" / ".." / "x" / "demo"])
 
 
 # --- what a step refuses ---------------------------------------------------------------------------------------------

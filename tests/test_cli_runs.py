@@ -1,15 +1,20 @@
 """The command line on a small log: what a run prints, what it runs again, and what can be asked of it afterwards."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import small_run
 from cli_cases import cli, flat, metrics_of, refused
 from small_run import ITEMS, STEPS, SYSTEMS
+
+from shortlist.components.compare import compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -47,7 +52,7 @@ def test_a_run_prints_figures_recommendations_and_how_to_serve(home):
     assert f"\nPushed: {version}\n" in stdout
     assert f"--model_name=shortlist --model_base_path={version.parent}\n" in stdout
     assert (version / "saved_model.pb").exists()
-    assert stdout.endswith(f"Report: {home / 'run' / 'report.md'}\nexit code 0\n")
+    assert stdout.endswith(f"Report: {home / 'run' / 'report.html'}\nexit code 0\n")
     assert f"{STEPS} steps run, 0 from the cache" in stderr
     assert list(small_run.steps(stderr).values()) == [True] * STEPS
     assert "Traceback" not in stderr
@@ -85,7 +90,9 @@ def test_a_ranker_that_does_not_learn_is_trained_anew_and_not_pushed(home, run):
     result = cli(*small_run.run_arguments(home, run), *change)
     assert result.exit_code == 3
     ran = [name for name, did in small_run.steps(result.stderr).items() if did]
-    assert ran == ["Trainer.weighted_logistic", "Evaluator", "Exporter", "InfraValidator", "Pusher"]
+    assert ran == ["Trainer.weighted_logistic", "Evaluator", "Reporter", "Exporter", "InfraValidator", "Pusher"]
+    assert result.stdout.rstrip().endswith(f"Report: {run / 'report.html'}")
+    assert "**Not blessed.**" in (run / "report.md").read_text()
     metrics = metrics_of(run)
     assert not metrics["blessed"]
     assert metrics["reasons"]
@@ -132,7 +139,10 @@ def test_evaluate_measures_with_other_cut_offs_on_another_split(run):
     assert not any(small_run.steps(same.stderr).values())
     other = cli("evaluate", run, "-k", "5", "-k", "10", "--split", "validation")
     assert other.exit_code == 0
-    assert [name for name, did in small_run.steps(other.stderr).items() if did] == ["Evaluator"]
+    assert [name for name, did in small_run.steps(other.stderr).items() if did] == ["Evaluator", "Reporter"]
+    report = Path(re.search(r"^Report: (.+)$", other.stdout, re.MULTILINE).group(1))
+    assert "Measured on `validation`." in report.with_name("report.md").read_text()
+    assert report.read_text().startswith("<!DOCTYPE html>")
     assert "validation: means over users" in flat(other.stdout)
     assert "NDCG@5" in other.stdout
     written = max(run.glob("artifacts/Evaluator/*/metrics.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -150,6 +160,92 @@ def test_evaluate_refuses_what_does_not_fit(run):
     assert f"`evaluation.cutoffs` must be at most the {ITEMS} items of the catalogue. Received: {ITEMS + 1}." in line
 
 
+def table_of(stdout: str) -> list[list[str]]:
+    rows = [line.strip("│").split("│") for line in stdout.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def shown(differences: list[dict], run: str = "") -> list[list[str]]:
+    rows = []
+    for d in differences:
+        numbers = f"{d['difference']:+.4f}", f"{d['low']:+.4f}, {d['high']:+.4f}", f"{d['p']:.4f}", f"{d['p_holm']:.4f}"
+        rows.append([d["metric"], d["system"].removeprefix(run), d["against"].removeprefix(run), *numbers])
+        rows[-1].append(str(d["users"]))
+    return rows
+
+
+def evaluation_of(run: Path) -> Path:
+    """The one that run/metrics.json is of: the run was asked for nothing else."""
+    (folder,) = (path.parent for path in run.glob("artifacts/Evaluator/*/metrics.json"))
+    return folder
+
+
+@pytest.fixture
+def worse(home, tmp_path) -> Path:
+    """A copy of the run whose WALS ranks nothing right for the users with an even row."""
+    other = small_run.copied(home, tmp_path / "worse")
+    file = evaluation_of(other) / "per_user.parquet"
+    table = pq.read_table(file).to_pandas()
+    table.loc[(table["system"] == "wals") & (table.index % 2 == 0), "ndcg@10"] = 0.0
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), file)
+    return other
+
+
+def test_compare_shows_what_differs_between_two_runs(run, worse, tmp_path):
+    arguments = ("--metric", "ndcg@10", "--samples", "300", "--seed", "4", "--json", tmp_path / "x.json")
+    result = cli("compare", run, worse, *arguments)
+    assert result.exit_code == 0
+    folders = {"run": evaluation_of(run), "worse": evaluation_of(worse)}
+    expected = compare(folders, metrics=["ndcg@10"], samples=300, seed=4)
+    assert table_of(result.stdout) == shown(expected["differences"])
+    assert {d["system"]: d["difference"] < 0 for d in expected["differences"]} == {
+        f"worse/{system}": system == "wals" for system in SYSTEMS
+    }
+    assert json.loads((tmp_path / "x.json").read_text()) == expected
+    assert "test: means over users of system − against" in result.stdout
+    assert f"p corrected: by Holm's rule, for the {len(SYSTEMS)} differences of this table." in result.stdout
+    one = cli("compare", run, worse, "--metric", "mrr@10", "--pair", "worse/two_stage:run/wals")
+    assert table_of(one.stdout) == shown(compare(folders, [("worse/two_stage", "run/wals")], ["mrr@10"])["differences"])
+    assert "for the one difference of this table" in one.stdout
+
+
+def test_compare_of_one_run_sets_the_two_stage_order_against_the_rest(run):
+    result = cli("compare", run)
+    expected = compare({"run": evaluation_of(run)})["differences"]
+    assert table_of(result.stdout) == shown(expected, "run/")
+    assert [(d["metric"], d["against"]) for d in expected] == [
+        (metric, f"run/{system}") for metric in ("ndcg@10", "recall@20") for system in SYSTEMS[:-1]
+    ]
+
+
+def test_compare_refuses_what_is_unknown_and_runs_that_are_no_pairs(run, worse, tmp_path):
+    line = refused("compare", run, worse, "--metric", "ndgc@10")
+    assert "among the metrics of run. Received: ndgc@10. Did you mean `ndcg@10`?" in line
+    line = refused("compare", run, "--pair", "run/two_stage:run/walls")
+    assert "`pairs` must be among the systems. Received: run/walls. Did you mean `run/wals`?" in line
+    assert "`--pair` takes A/SYSTEM:B/SYSTEM" in refused("compare", run, "--pair", "two_stage:wals")
+    line = refused("compare", run, "--pair", "run/wals:run/item_knn", "--metric", "user_auc")
+    assert "`--metric` must be one that both systems of a pair have. Received: user_auc." in line
+    assert "`--json` must be a file that can be written:" in refused("compare", run, "--json", tmp_path / "no" / "x")
+    metrics = evaluation_of(worse) / "metrics.json"
+    before = metrics.read_text()
+    for key in ("data", "split"):
+        metrics.write_text(json.dumps({**json.loads(before), key: "another"}))
+        line = f"`runs` must have the same {key}, or their users' figures are no pairs."
+        assert line in refused("compare", run, worse)
+    metrics.write_text(before)
+    file = evaluation_of(worse) / "per_user.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.filter(pc.not_equal(table["user"], "u5")), file)
+    users = small_run.USERS
+    line = f"`runs` must be of the same users. Received: {users} in run, {users - 1} in worse, {users - 1} of them in"
+    assert line in refused("compare", run, worse)
+    pq.write_table(table.filter(pc.equal(table["system"], "wals")), file)
+    assert "`runs` must have two systems to compare. Received: worse/wals." in refused("compare", worse)
+    shutil.rmtree(worse / "artifacts" / "Evaluator")
+    assert "whose artifacts are gone. Run it again." in refused("compare", run, worse)
+
+
 def test_recommend_gives_a_known_user_what_is_new_to_them(home):
     log = pq.read_table(home / "log.parquet").to_pandas()
     watched = log[log["user"] == "u5"].sort_values("timestamp")["item"].str.removeprefix("i").astype(int).tolist()
@@ -159,7 +255,7 @@ def test_recommend_gives_a_known_user_what_is_new_to_them(home):
     assert len(rows) == 7
     assert not {item for item, _, _ in rows} & set(watched)
     assert [score for _, score, _ in rows] == sorted((score for _, score, _ in rows), reverse=True)
-    assert all(set(source.split("+")) <= {"wals", "two_tower"} for _, _, source in rows)
+    assert all(set(source.split("+")) <= {"wals", "two_tower", "ease"} for _, _, source in rows)
     shown = [int(item) for item in re.findall(r"^Film (\d+)", result.stdout, re.MULTILINE)]
     assert shown == watched[::-1][:7]
     everything = recommended(cli("recommend", home / "run", "--user", "u5", "-k", "3000000000").stdout)
@@ -216,7 +312,7 @@ def test_train_of_the_ranker_goes_up_to_its_figures(home, run):
     result = cli("train", "weighted_logistic", *settings)
     assert result.exit_code == 0
     found = small_run.steps(result.stderr)
-    assert list(found)[-2:] == ["Trainer.weighted_logistic", "Evaluator"]
+    assert list(found)[-3:] == ["Trainer.weighted_logistic", "Evaluator", "Reporter"]
     assert not any(found.values())  # the same settings as those of the run
     assert list(metrics_of(run)["systems"]) == SYSTEMS
     assert re.search(r"^Model: \S+/Trainer\.weighted_logistic/\w+/model\.keras$", result.stdout, re.MULTILINE)

@@ -170,6 +170,7 @@ def save(
     workdir: Path,
     history: Mapping[str, Sequence[float]] | None = None,
     notes: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a `Model` artifact; see there."""
     model.save(str(workdir / "model.keras"))
@@ -182,5 +183,6 @@ def save(
         "trained_on": config.train_on,
         "history": {key: [float(v) for v in values] for key, values in (history or {}).items()},
         "notes": list(notes),
+        **(facts or {}),
     }
     (workdir / "model.json").write_text(json.dumps(info, indent=2))

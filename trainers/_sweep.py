@@ -203,6 +203,18 @@ class Sweep:
                     named[f"{model}.decay_epochs"] = self.max_epochs(stage)
         return named
 
+    def begins_as_shipped(self, stage: Stage) -> bool:
+        """Whether the first trial has the shipped settings of all that the stage searches in: a space may exclude them,
+        `--set` and `--config` may change them, and Hyperband's first trial has few epochs."""
+        from shortlist.components.tuner import settings_of
+
+        first = next((r.trial for r in self.records() if r.stage == stage.name), None)
+        if first is None:
+            return False
+        named = self.named(stage, *settings_of(self.folder(stage), self.spaces[stage.name], first))
+        tried = self.pipeline_config(named, stage.objective)
+        return _searched(tried, stage) == _searched(load_config(None, {"baselines": {}, **self.alone}), stage)
+
     def max_epochs(self, stage: Stage) -> int:
         """What Hyperband trains its best trials for.
 
@@ -350,6 +362,13 @@ def _model_settings(config: TwoStage, name: str) -> dict[str, Any]:
     names = [setting for setting in setting_names(_model(config, name).model) if setting not in UNSEARCHED]
     every = {setting: setting_of(config, f"{name}.{setting}") for setting in names}
     return {key: value for key, value in every.items() if value is not None}
+
+
+def _searched(config: TwoStage, stage: Stage) -> dict[str, Any]:
+    """The settings of the models that a stage trains, and of the shortlist where it makes one out of them."""
+    names = ["ranker"] if stage.build is two_stage else [f"sources.{name}" for name in config.sources]
+    found: dict[str, Any] = {name: _model_settings(config, name) for name in names}
+    return found | ({"shortlist": config.shortlist} if stage.build is shortlist_only else {})
 
 
 def _toml(settings: Mapping[str, Any]) -> list[str]:

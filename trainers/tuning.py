@@ -97,7 +97,8 @@ def write_reports(sweep: Sweep) -> None:
         "Measured on": "validation; the sweep has no test",
     }
     objectives = {stage.name: stage.objective for stage in sweep.stages}
-    write_sweep_report(sweep.workdir / REPORT, records, objectives, f"Sweep of {config.target}", facts)
+    shipped = [stage.name for stage in sweep.stages if sweep.begins_as_shipped(stage)]
+    write_sweep_report(sweep.workdir / REPORT, records, objectives, f"Sweep of {config.target}", facts, shipped)
 
 
 def write_trials(sweep: Sweep, records: Sequence[TrialRecord]) -> None:

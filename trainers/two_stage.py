@@ -21,6 +21,7 @@ from shortlist.components.exporter import Exporter, ExporterConfig
 from shortlist.components.infra_validator import InfraValidator
 from shortlist.components.pipeline import Node, Pipeline
 from shortlist.components.pusher import Pusher, PusherConfig
+from shortlist.components.reporter import Reporter, ReporterConfig
 from shortlist.components.retrieval_index import RetrievalIndex
 from shortlist.components.schema_gen import SchemaConfig, SchemaGen
 from shortlist.components.splitter import SplitConfig, Splitter
@@ -69,17 +70,19 @@ class TwoStage(Config):
     shortlist: ShortlistConfig = ShortlistConfig()
     ranker: ModelConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReporterConfig = ReporterConfig()
     bundle: ExporterConfig = ExporterConfig()
     push: PusherConfig = PusherConfig()
 
 
 def two_stage(config: TwoStage, shared: bool = False) -> Pipeline:
     """Builds the pipeline; `run()` runs it. `shared`: see `Pipeline`."""
-    p, splits, encoded, baselines = _measured(config, shared)
+    p, described, splits, encoded, baselines = _measured(config, shared)
     sources = _retrievers(p, config, config.sources, encoded)
     candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
     ranker = _trained(p, RANKER, config.ranker, config, encoded, candidates)
     evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates, ranker)
+    p.add(Reporter(config.report), *described, encoded, baselines, sources, evaluation, candidates, ranker)
     if config.refit:
         encoded = p.add(Transform(config.transform.model_copy(update={"fit_on": "all"}), "refit"), splits)
         sources = _retrievers(p, config, config.sources, encoded, "refit.")
@@ -90,28 +93,32 @@ def two_stage(config: TwoStage, shared: bool = False) -> Pipeline:
 
 def retrieval_only(config: TwoStage, shared: bool = False) -> Pipeline:
     """Trains and measures the sources alone, each by itself."""
-    p, _, encoded, baselines = _measured(config, shared)
-    p.add(Evaluator(config.evaluation), encoded, baselines, _retrievers(p, config, config.sources, encoded))
+    p, described, _, encoded, baselines = _measured(config, shared)
+    sources = _retrievers(p, config, config.sources, encoded)
+    evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources)
+    p.add(Reporter(config.report), *described, encoded, baselines, sources, evaluation)
     return p
 
 
 def shortlist_only(config: TwoStage, shared: bool = False) -> Pipeline:
     """Trains the sources, and measures them and their union; there is no ranker."""
-    p, _, encoded, baselines = _measured(config, shared)
+    p, _, _, encoded, baselines = _measured(config, shared)
     sources = _retrievers(p, config, config.sources, encoded)
     candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
     p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates)
     return p
 
 
-def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, Node, Node, dict[str, Node]]:
+def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, tuple[Node, Node], Node, Node, dict[str, Node]]:
+    """The steps before the sources: what describes the data, its parts, these encoded, and the baselines."""
     p = Pipeline(config.workdir, shared)
     examples = p.add(ExampleGen(config.data))
-    schema = p.add(SchemaGen(config.schemas), p.add(StatisticsGen(), examples), examples)
+    statistics = p.add(StatisticsGen(), examples)
+    schema = p.add(SchemaGen(config.schemas), statistics, examples)
     anomalies = p.add(ExampleValidator(config.validator), examples, schema)
     splits = p.add(Splitter(config.split), examples, anomalies)
     encoded = p.add(Transform(config.transform), splits)
-    return p, splits, encoded, _retrievers(p, config, config.baselines, encoded)
+    return p, (statistics, anomalies), splits, encoded, _retrievers(p, config, config.baselines, encoded)
 
 
 def _retrievers(

@@ -1,8 +1,9 @@
-"""Trains `WeightedLogistic` on the candidates of `rank_train`."""
+"""Trains `WeightedLogistic` on the impressions of `rank_train`, or on its candidates where the log has none."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
@@ -10,17 +11,34 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
-from shortlist.components._second_stage import by_odds
-from shortlist.models.weighted_logistic import WeightedLogistic
+from shortlist.components._second_stage import by_odds, read_shortlists, read_shown
+from shortlist.components.artifacts import Candidates
+from shortlist.models._optimizer import AdamWithTables
+from shortlist.models._ranking_features import GROUPS, group_of
+from shortlist.models.weighted_logistic import LADDER, WeightedLogistic
 from shortlist.trainers._common import EpochsConfig, Validate, callbacks, prepare, save, served, start_of
+
+PROXY = "Positives weigh their rating, a proxy for the watch time that the data does not have."
+UNSHOWN = (
+    "The log has no impressions, so the ranker learned from candidates that were not shown: its odds are an order, not "
+    "minutes."
+)
 
 
 class Config(EpochsConfig):
     """Settings of the ranker; see the model.
 
     Args:
+      hidden_units: widths, or one of the paper's by name: 0, 256, 512, 1024, 512-256, 1024-512, 1024-512-256.
+      table_learning_rate: of the item embeddings, where there are any.
       decay_epochs: epochs in which the learning rate falls to 0 along a cosine; those of the training where None.
-      train_on: "all" adds the candidates of `validation` and `test`, made by sources that saw neither.
+      weighted: whether a positive weighs its watch time (or rating); else 1, and the odds are those of a watch.
+      watch_time_cap: seconds; a longer watch time weighs as much.
+      watch_time_unit: seconds; the weights, and so the odds, are in this unit. 60 for minutes.
+      without: groups of features to leave out: retriever, history, impressions, content, example_age.
+      negatives: "shown" learns from impressions, "retrieved" from candidates; "auto" from impressions where the log
+        has them.
+      train_on: "all" adds `validation` and `test`, described by sources that saw neither.
     """
 
     hidden_units: tuple[int, ...] = (128,)
@@ -30,36 +48,72 @@ class Config(EpochsConfig):
     batch_size: int = pydantic.Field(1024, ge=1)
     epochs: int = pydantic.Field(10, ge=1)
     decay_epochs: int | None = pydantic.Field(None, ge=1)
+    cross_layers: int = pydantic.Field(1, ge=0, le=10)
+    embedding_dim: int = pydantic.Field(0, ge=0)
+    history_length: int = pydantic.Field(10, ge=1)
+    table_learning_rate: float = pydantic.Field(0.02, gt=0)
+    use_powers: bool = True
+    without: tuple[str, ...] = ("example_age",)
     weighted: bool = True
+    exact: bool = False
+    watch_time_cap: float | None = pydantic.Field(None, gt=0)
+    watch_time_unit: float = pydantic.Field(60.0, gt=0)
+    negatives: Literal["auto", "shown", "retrieved"] = "auto"
+
+    @pydantic.field_validator("hidden_units", mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if not isinstance(value, str | int):
+            return value
+        if str(value) not in LADDER:
+            raise ValueError(f"`hidden_units` must be widths, or one of {', '.join(LADDER)}. Received: {value!r}.")
+        return LADDER[str(value)]
+
+    @pydantic.field_validator("without")
+    @classmethod
+    def _groups(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := sorted(set(value) - set(GROUPS)):
+            raise ValueError(f"`without` must name groups of features: {', '.join(GROUPS)}. Received: {wrong[0]}.")
+        return value
 
 
 def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
-    """Fits the network to what happened among exactly the candidates.
+    """Fits the network to what happened among exactly what was shown, or retrieved.
 
     Raises:
-      ShortlistError: if there is no positive among them.
+      ShortlistError: if there is no positive or no negative among it, or no impressions where they are asked for.
     """
     prepare(config)
-    candidates = inputs["candidates"]
+    candidates: Candidates = inputs["candidates"]
     info = candidates.read_json("candidates.json")
+    shown = _learns_from_impressions(config, candidates)
     splits = candidates.names if config.train_on == "all" else ("rank_train",)
-    parts = [_examples(candidates / f"{split}.npz", config.weighted) for split in splits]
-    features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    if not label.any():
+    parts = [_examples(candidates, split, shown) for split in splits]
+    x = {key: np.concatenate([part[0][key] for part in parts]) for key in parts[0][0]}
+    label, weight = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
+    if not label.any() or label.all():
+        what, which = ("impressions", "impression without a watch") if shown else ("candidates", "negative")
         raise ShortlistError(
-            "`weighted_logistic` needs positives among the candidates of rank_train. Raise `split.rank_train` (kfold "
-            "has none; take another strategy) or `shortlist.quota`. "
-            f"Received: {len(label):,} candidates, no positive."
+            f"`weighted_logistic` needs positives and negatives among the {what} of rank_train. Raise "
+            "`split.rank_train` (kfold has none; take another strategy) or `shortlist.quota`. "
+            f"Received: {len(label):,} {what}, no {'positive' if not label.any() else which}."
         )
+    weight = _weights(config, info["weight_from"], label, weight)
     start, first = start_of(inputs)
-    model = start or _new(config, features)
-    order = np.random.default_rng(config.seed).permutation(len(features))  # fit shuffles again, by its own seed
+    data = EncodedData(inputs["encoded"])
+    model = start or _new(config, info["feature_names"], data.num_items, x["features"], label, weight)
+    if not config.embedding_dim:
+        x = {"features": x["features"]}
+    else:
+        x["history"] = _last(x["history"], config.history_length)
+        shutil.copy(inputs["encoded"] / "items.txt", workdir / "items.txt")
+    order = np.random.default_rng(config.seed).permutation(len(label))  # fit shuffles again, by its own seed
     validate = None
     if config.patience:
-        held = np.load(candidates / "validation.npz")
-        validate = Validate(lambda _: rank(model, held["items"], held["features"]), EncodedData(inputs["encoded"]))
+        held = read_shortlists(candidates, "validation")
+        validate = Validate(lambda _: rank(model, held), data)
     history = model.fit(
-        features[order],
+        {key: values[order] for key, values in x.items()},
         label[order],
         sample_weight=weight[order],
         batch_size=config.batch_size,
@@ -68,29 +122,89 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
         verbose=0,
         callbacks=callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate),
     )
-    proxy = {"rating": "Positives weigh their rating, a proxy for the watch time that the data does not have."}
-    notes = [proxy[info["weight_from"]]] if config.weighted and info["weight_from"] in proxy else []
-    spec = tf.TensorSpec([None, None, model.num_features], tf.float32, "features")
-    save(model, served({"score": (model.odds, [spec])}, model), config, workdir, history.history, notes)
+    model.calibrate(x, label, weight)
+    notes = [PROXY] if config.weighted and info["weight_from"] == "rating" else []
+    notes += [] if shown else [UNSHOWN]
+    spec = [
+        tf.TensorSpec([None, None, model.num_features], tf.float32, "features"),
+        tf.TensorSpec([None, None], tf.int32, "items"),
+        tf.TensorSpec([None, None], tf.int32, "history"),
+    ]
+    learned = config.weighted and shown and info["weight_from"] == "watch_time"
+    facts = {"expected_watch_time": {"unit": config.watch_time_unit} if learned else None, "learned_from_shown": shown}
+    save(model, served({"score": (model.score, spec)}, model), config, workdir, history.history, notes, facts)
 
 
-def _new(config: Config, features: np.ndarray) -> WeightedLogistic:
-    model = WeightedLogistic(features.shape[1], config.hidden_units, config.dropout, config.l2)
+def rank(model: WeightedLogistic, table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The candidates of shortlists (`read_shortlists`) by the odds, int32 `[Q, K]`, best first."""
+    keys = ("features", "items", "history")
+    size = 64
+    parts = [
+        model.score(*(table[key][start : start + size] for key in keys))["odds"].numpy()
+        for start in range(0, len(table["items"]), size)
+    ]
+    return by_odds(table["items"], np.concatenate(parts))
+
+
+def _learns_from_impressions(config: Config, candidates: Candidates) -> bool:
+    there = (candidates / "rank_train.shown.npz").exists()
+    if config.negatives == "shown" and not there:
+        raise ShortlistError(
+            "`ranker.negatives` can be shown only for a log with impressions: rows whose `event` is impression. Give "
+            "them, or take retrieved. Received: shown, for a log of watches."
+        )
+    return there and config.negatives != "retrieved"
+
+
+def _examples(candidates: Candidates, split: str, shown: bool) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Inputs of the model, label and weight, one a row."""
+    if shown:
+        table = read_shown(candidates, split)
+        x = {"features": table["features"], "item": table["item"], "history": table["history"][table["owner"]]}
+        return x, table["watched"].astype(np.float32), table["weight"]
+    table = read_shortlists(candidates, split)
+    keep = table["items"] >= 2
+    x = {"features": table["features"][keep], "item": table["items"][keep]}
+    x["history"] = table["history"][np.nonzero(keep)[0]]
+    return x, table["label"][keep].astype(np.float32), table["weight"][keep]
+
+
+def _weights(config: Config, weight_from: str, label: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What every example weighs: a positive its watch time in the unit, up to the cap, or its rating; a negative 1."""
+    if not config.weighted:
+        return np.ones_like(weight)
+    if weight_from == "watch_time":
+        weight = np.minimum(weight, config.watch_time_cap or np.inf) / config.watch_time_unit
+    return np.where(label > 0, weight, 1).astype(np.float32)
+
+
+def _last(history: np.ndarray, length: int) -> np.ndarray:
+    """The last entries of rows `[N, M]` padded on the right, `[N, length]`."""
+    end = (history > 0).sum(axis=1, keepdims=True)
+    place = np.maximum(end - length, 0) + np.arange(length)
+    padded = np.pad(history, ((0, 0), (0, 1)))
+    return np.take_along_axis(padded, np.where(place < end, place, history.shape[1]), axis=1)
+
+
+def _new(
+    config: Config, names: list[str], num_items: int, features: np.ndarray, label: np.ndarray, weight: np.ndarray
+) -> WeightedLogistic:
+    model = WeightedLogistic(
+        len(names),
+        config.hidden_units,
+        config.dropout,
+        config.l2,
+        cross_layers=config.cross_layers,
+        embedding_dim=config.embedding_dim,
+        num_items=num_items if config.embedding_dim else 0,
+        history_length=config.history_length,
+        use_powers=config.use_powers,
+        ignored=[place for place, name in enumerate(names) if group_of(name) in config.without],
+        exact=config.exact,
+    )
     model.adapt(features)
+    model.start_from_base_rate(label, weight)
     steps = -(-len(features) // config.batch_size) * (config.decay_epochs or config.epochs)
     schedule = tf.keras.optimizers.schedules.CosineDecay(config.learning_rate, steps)
-    model.compile(optimizer=tf.keras.optimizers.Adam(schedule))
+    model.compile(optimizer=AdamWithTables(schedule, config.table_learning_rate))
     return model
-
-
-def rank(model: WeightedLogistic, items: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """The candidates `[Q, K]` by the odds, best first."""
-    return by_odds(items, model.predict(features, batch_size=64, verbose=0))  # logits are in the order of the odds
-
-
-def _examples(path: Path, weighted: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with np.load(path) as table:
-        keep = table["items"] >= 2
-        label = table["label"][keep].astype(np.float32)
-        weight = np.where(label > 0, table["weight"][keep], 1.0) if weighted else np.ones_like(label)
-        return table["features"][keep], label, weight.astype(np.float32)

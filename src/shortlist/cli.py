@@ -1,8 +1,9 @@
 """The command line. Every command prints what it did, and where; errors are one line, with exit code 2.
 
-Past 400 lines because Typer reads the options from signatures, and what seven commands print is here as well.
+Past 400 lines because Typer reads the options from signatures, and what eight commands print is here as well.
 """
 
+import itertools
 import json
 import os
 import re
@@ -153,7 +154,7 @@ def train(
     folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}
     settings = load_config(None, {**alone(model), **baselines, **folder, **given})
     if model == RANKER:
-        done = _execute(two_stage, settings, force, until=["Evaluator"])
+        done = _execute(two_stage, settings, force, until=["Reporter"])
     else:
         done = _execute(retrieval_only, settings, force)
     _show_metrics(done["Evaluator"].read_json("metrics.json"))
@@ -192,9 +193,10 @@ def tune(
 ) -> None:
     """Searches the settings of a model, or of both stages one after the other, on validation; test is never read.
 
-    The first trial has the shipped settings. What --config and --set give is fixed and not searched, as in `train`: a
-    name with a dot is a setting of the pipeline. A killed sweep goes on with --resume. With KERASTUNER_TUNER_ID,
-    KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set, it is one process of many on machines that share the folder.
+    The first trial has the shipped settings, or the nearest that the space holds. What --config and --set give is fixed
+    and not searched, as in `train`: a name with a dot is a setting of the pipeline. A killed sweep goes on with
+    --resume. With KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT set, it is one process of many
+    on machines that share the folder.
 
     Example: [bold]shortlist tune wals --data demo --algorithm bayesian --trials 30 --set embedding_dim=64[/bold]
     """
@@ -275,7 +277,50 @@ def evaluate(
         values["cutoffs"] = k
     settings = settings.model_copy(update={"evaluation": parse(EvaluationConfig, values, "the evaluation")})
     pipeline = {"two_stage": two_stage, "retrieval_only": retrieval_only}[kind](settings)
-    _show_metrics(pipeline.run(until=["Evaluator"])["Evaluator"].read_json("metrics.json"))
+    done = pipeline.run(until=["Reporter"])
+    _show_metrics(done["Evaluator"].read_json("metrics.json"))
+    out.print(f"\nReport: {done['Reporter'] / 'report.html'}", soft_wrap=True, markup=False)
+
+
+@app.command()
+@_one_line
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, or of one.")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as ndcg@10; again for more. [default: ndcg@10 and the deepest recall]"),
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A/SYSTEM:B/SYSTEM", help="A system of run A against one of run B; again for more."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Of the bootstrap.", min=1)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and the p-values.", min=0)] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+) -> None:
+    """Paired differences between runs, user by user, with 95 % intervals and corrected p-values.
+
+    Every system that all runs have is compared between each two of them, the later one against the earlier; of one run,
+    its last system against the others. The runs must be of the same data, split and users. A run is named by its
+    folder, with as many folders before it as tell the runs apart.
+
+    Example: [bold]shortlist compare runs/demo runs/wide --metric ndcg@10 --pair wide/two_stage:demo/wals[/bold]
+    """
+    from shortlist.components.compare import compare as compare_runs
+
+    named = {name: _evaluation_of(run) for name, run in _run_names(runs).items()}
+    found = compare_runs(named, [_pair(text) for text in pair or []], metric or [], samples, seed)
+    for name in metric or []:
+        if name not in {d["metric"] for d in found["differences"]}:
+            raise ShortlistError(f"`--metric` must be one that both systems of a pair have. Received: {name}.")
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(found, indent=2), "utf-8")
+        except OSError as error:
+            raise ShortlistError(
+                f"`--json` must be a file that can be written: {error.strerror}. Received: {json_file}."
+            ) from None
+    _show_differences(found)
 
 
 @app.command()
@@ -376,9 +421,8 @@ def _execute(
     if pushed and not Path(pushed).exists():
         err.print("The pushed version is gone: pushing it again.")
         done = pipeline.run(until=until, force=[*(force or []), "Pusher"])
-    evaluation = done["Evaluator"]
-    for name in ("metrics.json", "report.md"):
-        replace_file(settings.workdir / name, (evaluation / name).read_text("utf-8"))
+    for step, name in (("Evaluator", "metrics.json"), ("Reporter", "report.md"), ("Reporter", "report.html")):
+        replace_file(settings.workdir / name, (done[step] / name).read_text("utf-8"))
     lineage = {step: artifact.lineage for step, artifact in done.items()}
     replace_file(settings.workdir / "lineage.json", json.dumps(lineage, indent=2))
     kind = {"kind": build.__name__, "settings": settings.model_dump(mode="json")}
@@ -400,11 +444,12 @@ def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     out.print()
     _show_recommendations(done["Exporter"] / "saved_model", settings.workdir, user, [], 10)
     pushed = done["Pusher"].read_json("pushed.json")
+    report = f"Report: {settings.workdir / 'report.html'}"
     if not pushed["pushed"]:
         out.print("\n[bold]Not pushed.[/bold] " + escape(" ".join(pushed["reasons"])))
+        out.print(report, soft_wrap=True, markup=False)
         raise typer.Exit(NOT_BLESSED)
-    lines = [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"])]
-    for line in [*lines, f"Report: {settings.workdir / 'report.md'}"]:
+    for line in [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"]), report]:
         out.print(line, soft_wrap=True, markup=False)
 
 
@@ -420,6 +465,23 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
     wide.print(table)
     for c in metrics["comparisons"]:
         out.print(escape(comparison(c)), soft_wrap=True)
+
+
+def _show_differences(found: dict[str, Any]) -> None:
+    table = Table(title=f"{escape(found['data'])}, {found['split']}: means over users of system − against")
+    for title in ("metric", "system", "against", "difference", "95 % interval", "p", "p corrected", "users"):
+        table.add_column(title, justify="left" if title in ("metric", "system", "against") else "right")
+    known = f"{found['runs'][0]}/" if len(found["runs"]) == 1 else ""  # what goes without saying
+    for d in found["differences"]:
+        names = (escape(d[key].removeprefix(known)) for key in ("metric", "system", "against"))
+        numbers = f"{d['difference']:+.4f}", f"{d['low']:+.4f}, {d['high']:+.4f}", f"{d['p']:.4f}", f"{d['p_holm']:.4f}"
+        table.add_row(*names, *numbers, f"{d['users']:,}", style=None if d["low"] <= 0 <= d["high"] else "bold")
+    Console(highlight=False, width=1000).print(table)  # as wide as the names of the runs make it
+    number = len(found["differences"])
+    covers = f"the {number} differences of this table" if number > 1 else "the one difference of this table: it is p"
+    out.print(
+        f"p corrected: by Holm's rule, for {covers}. The fewer are asked for, the less it corrects.", soft_wrap=True
+    )
 
 
 def _show_recommendations(saved_model: Path, run: Path, user: str, history: list[str], k: int) -> None:
@@ -490,9 +552,38 @@ def _read_run(run: Path) -> "tuple[TwoStage, str]":
     return parse(TwoStage, settings, "run.json"), kind
 
 
-def _bundle_of(run: Path) -> Path:
+def _run_names(runs: list[Path]) -> dict[str, Path]:
+    """Runs by the last part of their paths, or by as many parts as tell them apart."""
+    paths = [Path(os.path.abspath(run)) for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ShortlistError(f"`RUN` must be a folder that is given once. Received: {', '.join(map(str, runs))}.")
+    parts = next(n for n in itertools.count(1) if len({path.parts[-n:] for path in paths}) == len(paths))
+    return {"/".join(path.parts[-parts:]): run for path, run in zip(paths, runs, strict=True)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    found = re.fullmatch("(.+/[^/:]+):(.+/[^/:]+)", text)
+    if not found:
+        raise ShortlistError(
+            f"`--pair` takes A/SYSTEM:B/SYSTEM, such as wide/two_stage:demo/two_stage. Received: {text}."
+        )
+    return found[1], found[2]
+
+
+def _lineage_of(run: Path) -> dict[str, Any]:
     _read_run(run)
-    lineage = json.loads((run / "lineage.json").read_text("utf-8"))
+    return json.loads((run / "lineage.json").read_text("utf-8"))
+
+
+def _evaluation_of(run: Path) -> Path:
+    evaluation = run / "artifacts" / "Evaluator" / _lineage_of(run)["Evaluator"]["fingerprint"][:16]
+    if not evaluation.exists():
+        raise ShortlistError(f"`run` must be whole. Received: {run}, whose artifacts are gone. Run it again.")
+    return evaluation
+
+
+def _bundle_of(run: Path) -> Path:
+    lineage = _lineage_of(run)
     if "Pusher" not in lineage:
         raise ShortlistError(
             f"`run` must hold a bundle: one of `shortlist run`, not `shortlist train`. Received: {run}."

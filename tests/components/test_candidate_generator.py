@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tables
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist import ShortlistError
-from shortlist.components._first_stage import ShortlistConfig
+from shortlist.components._first_stage import ShortlistConfig, build_shortlist
 from shortlist.components._queries import EncodedData, Queries, Ragged, build_queries
 from shortlist.components.artifacts import Artifact, Candidates, Examples
 from shortlist.components.candidate_generator import CandidateGenerator, label_candidates
@@ -171,6 +172,117 @@ def test_a_quota_names_the_sources(tmp_path: Path, parts: Any) -> None:
         generate(tmp_path, parts, quota={"left": 3, "other": 1})
 
 
+@pytest.mark.parametrize("wrong", [[0.0], [-3.0, -3.0], [float("inf"), 0.0]])
+def test_a_weight_that_would_drop_or_drown_a_row_is_refused(tmp_path: Path, parts: Any, wrong: list[float]) -> None:
+    timed = {n: [{**r, "watch_time": 9.0} for r in rows] for n, rows in parts.items()}
+    for place, value in enumerate(wrong):
+        timed["validation"][2 * place]["watch_time"] = value
+    timed["train"][3]["watch_time"] = 0.0  # no label is made of train
+    with pytest.raises(ShortlistError) as error:
+        generate(tmp_path, timed)
+    received = {0.0: "0 in 1", -3.0: "-3 in 2", float("inf"): "0, inf in 2"}[wrong[0]]
+    assert str(error.value) == (
+        "`watch_time` must be finite and above 0 for every positive, as it is what a positive weighs. Leave such rows "
+        "out of the log, make them impressions, or raise --positive-threshold. "
+        f"Received: {received} of 25 positives of validation."
+    )
+
+
+@pytest.fixture(scope="module")
+def shown_parts(parts: dict[str, list[tables.Row]]) -> dict[str, list[tables.Row]]:
+    """With impressions; one user was only shown things in rank_train, one was shown nothing known in test."""
+    found = fixed_models.with_impressions({n: [{**r, "rating": None} for r in rows] for n, rows in parts.items()})
+    for r in found["rank_train"]:
+        if r["user"] == "user 04":
+            r |= {"event": "impression", "watch_time": None}
+    for r in found["test"]:
+        if r["user"] == "user 07":
+            r["item"] = "unknown"
+    return found
+
+
+@pytest.fixture(scope="module")
+def shown_run(tmp_path_factory: pytest.TempPathFactory, shown_parts: Any) -> dict[str, Artifact]:
+    return generate(tmp_path_factory.mktemp("shown"), shown_parts, history_length=3)
+
+
+def test_what_was_shown_equals_the_loop(shown_run: dict[str, Artifact], shown_parts: Any) -> None:
+    data = EncodedData(shown_run["Transform"])
+    row = {item: n for n, item in enumerate(data.items["id"]) if n >= 2}
+    mean = np.mean([r["watch_time"] for r in shown_parts["train"] if r["event"] == "watch"])
+    alone = set()
+    for split in Candidates.NAMES:
+        table, before = load(shown_run, f"{split}.shown"), list(shown_parts)[: list(shown_parts).index(split)]
+        users = [data.users["id"][key] for key in table["user_key"]]
+        assert users == sorted({r["user"] for r in shown_parts[split]})
+        alone |= set(users) - {r["user"] for r in shown_parts[split] if r["event"] == "watch"}
+        wanted = [
+            (q, row[r["item"]], r["event"] == "watch", r["timestamp"], (r.get("watch_time") or mean))
+            for q, user in enumerate(users)
+            for r in sorted(shown_parts[split], key=lambda r: r["user"])
+            if r["user"] == user and r["item"] in row
+        ]
+        owner, item, watched, time, weight = map(np.array, zip(*wanted, strict=True))
+        for name, values in (("owner", owner), ("item", item), ("watched", watched), ("time", time)):
+            np.testing.assert_array_equal(table[name], values, err_msg=name)
+        np.testing.assert_allclose(table["weight"], np.where(watched, weight, 0), rtol=1e-6)
+        for q, user in enumerate(users):
+            first = min(r["timestamp"] for r in shown_parts[split] if r["user"] == user)
+            earlier = [r for name in before for r in shown_parts[name] if r["user"] == user and r["timestamp"] < first]
+            past = [row[r["item"]] for r in earlier if r["event"] == "watch" and r["item"] in row][-3:]
+            assert table["history"][q].tolist() == [*past, *[0] * (3 - len(past))]
+    assert {"user 04"} <= alone  # nothing watched there, and described alike
+
+
+def test_shown_items_are_described_as_if_one_were_asked_for_at_a_time(shown_run: dict[str, Artifact]) -> None:
+    data = EncodedData(shown_run["Transform"])
+    sources = {name: shown_run[f"FixedIndex.{name}"] for name in SEEDS}
+    info = shown_run["CandidateGenerator"].read_json("candidates.json")
+    first_stage = build_shortlist(data, sources, ShortlistConfig(**info["shortlist"]))
+    for split in ("rank_train", "test"):
+        table, asked = load(shown_run, f"{split}.shown"), build_queries(data, split, of_all=True)
+        of_query = {}
+        for rows, batch in asked.ranking_batches(1):
+            exclude = tf.constant(batch.pop("exclude"))
+            query = {name: tf.constant(value) for name, value in batch.items()}
+            proposals = first_stage.propose(query, exclude)
+            of_query[rows.start] = query, proposals, first_stage.cut(proposals)[0]
+        places = np.random.default_rng(0).permutation(len(table["item"]))[:8]
+        for place in places:
+            query, proposals, best = of_query[table["owner"][place]]
+            features, _ = first_stage.describe(query, proposals, tf.constant([[table["item"][place]]]), best)
+            np.testing.assert_allclose(table["features"][place], features[0, 0], rtol=1e-6, atol=1e-6)
+        assert len(table["features"]) == len(table["item"])
+        names = info["feature_names"]
+        ignored = table["features"][:, names.index("ignored")]
+        assert set(names) >= {"since_ignored", "user_click_rate", "click_rate", "mean_weight"}
+        assert np.isfinite(table["features"]).all()
+        assert np.ptp(table["features"][:, names.index("user_click_rate")]) > 0
+        assert not ignored.any()  # nobody is shown an item twice here
+
+
+def test_a_candidate_that_was_shown_is_described_alike_in_both_tables(shown_run: dict[str, Artifact]) -> None:
+    """The shortlist's own features are those of an item beside it."""
+    both = 0
+    for split in Candidates.NAMES:
+        listed, shown = load(shown_run, split), load(shown_run, f"{split}.shown")
+        for place, item in enumerate(shown["item"]):
+            (q,) = np.nonzero(listed["user_key"] == shown["user_key"][shown["owner"][place]])
+            if not len(q) or item not in listed["items"][q[0]]:
+                continue
+            k = listed["items"][q[0]].tolist().index(item)
+            wanted, age = listed["features"][q[0], k], -1 if split == "rank_train" else None  # of other users
+            np.testing.assert_allclose(shown["features"][place][:age], wanted[:age], rtol=1e-6, atol=1e-6)
+            again = (shown["owner"] == shown["owner"][place]) & (shown["item"] == item)
+            assert listed["label"][q[0], k] == shown["watched"][again].any()
+            both += 1
+    assert both > 10
+
+
+def test_a_log_of_watches_has_no_table_of_what_was_shown(run: dict[str, Artifact]) -> None:
+    assert not list(run["CandidateGenerator"].uri.glob("*.shown.npz"))
+
+
 class Log(Component):
     """Forty users, each with ten rows at times of their own."""
 
@@ -211,8 +323,8 @@ def split_by(workdir: Path, strategy: str, **config: Any) -> tuple[Pipeline, str
     ],
 )
 def test_every_strategy_gives_candidates(tmp_path: Path, strategy: str, users: tuple[int, ...] | None) -> None:
-    pipeline, ranker = split_by(tmp_path, strategy)
-    run = pipeline.run()
+    pipeline, _ = split_by(tmp_path, strategy)
+    run = pipeline.run(until=["CandidateGenerator"])
     info, data = run["CandidateGenerator"].read_json("candidates.json"), EncodedData(run["Transform"])
     for n, split in enumerate(Candidates.NAMES):
         table, asked = load(run, split), build_queries(data, split)
@@ -224,7 +336,6 @@ def test_every_strategy_gives_candidates(tmp_path: Path, strategy: str, users: t
             True,
         )
         assert ((asked.user == 1) == (strategy == "strong")).all()
-    assert run[ranker].read_json("model.json")["trained_on"] == "train"
 
 
 def test_kfold_has_nothing_to_train_a_ranker_on(tmp_path: Path) -> None:
@@ -235,8 +346,9 @@ def test_kfold_has_nothing_to_train_a_ranker_on(tmp_path: Path) -> None:
     with pytest.raises(ShortlistError) as error:
         pipeline.run(until=[ranker])
     assert str(error.value) == (
-        "`weighted_logistic` needs positives among the candidates of rank_train. Raise `split.rank_train` (kfold has "
-        "none; take another strategy) or `shortlist.quota`. Received: 0 candidates, no positive."
+        "`weighted_logistic` needs positives and negatives among the candidates of rank_train. Raise "
+        "`split.rank_train` (kfold has none; take another strategy) or `shortlist.quota`. Received: 0 candidates, no "
+        "positive."
     )
 
 

@@ -91,6 +91,13 @@ def test_any_two_systems_and_what_nobody_has_is_absent(runs: dict[str, Path]) ->
     assert (found[2]["difference"], found[2]["low"], found[2]["high"], found[2]["p"]) == (0, 0, 0, 1)
 
 
+def test_what_is_asked_twice_is_compared_and_corrected_once(runs: dict[str, Path]) -> None:
+    pair = ("new/wals", "old/wals")
+    once = compare(runs, [pair], ["ndcg@10"])["differences"]
+    assert compare(runs, [pair, pair], ["ndcg@10", "ndcg@10"])["differences"] == once
+    assert len(once) == 1
+
+
 def test_a_run_does_not_differ_from_itself(runs: dict[str, Path]) -> None:
     for d in compare({"a": runs["old"], "b": runs["old"]})["differences"]:
         assert (d["difference"], d["low"], d["high"], d["p"], d["p_holm"]) == (0, 0, 0, 1, 1)
@@ -132,9 +139,11 @@ def test_what_is_not_there_is_refused_by_name(tmp_path: Path, runs: dict[str, Pa
     with pytest.raises(ShortlistError, match=r"^`runs` must be evaluated: x has no per_user.parquet\. Run `shortlist"):
         compare({"x": tmp_path / "empty"})
     with pytest.raises(
-        ShortlistError, match=r"^`metrics` must be among the metrics of old\. .* Did you mean ndcg@10\?"
+        ShortlistError, match=r"^`metrics` must be among the metrics of old\. .* Did you mean `ndcg@10`\?"
     ):
         compare(runs, metrics=["ndcg@1"])
+    with pytest.raises(ShortlistError, match=r"^`metrics` must be among the metrics of old\. Received: user\. "):
+        compare(runs, metrics=["user"])
     with pytest.raises(
         ShortlistError, match=r"^`pairs` must be among the systems\. Received: new/popularity\. Did you"
     ):

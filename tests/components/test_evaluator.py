@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import tables
 import tensorflow as tf
-from fixed_models import FixedIndex, FixedRanker, encoded, random_parts, random_scores
+from fixed_models import FixedIndex, FixedRanker, encoded, random_parts, random_scores, with_impressions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.components._first_stage import ShortlistConfig, retrieve
+from shortlist.components._judge import Judged
 from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components._second_stage import by_odds, score_shortlists
 from shortlist.components.artifacts import Artifact
@@ -241,7 +242,7 @@ def test_both_orders_of_the_shortlists_are_judged_on_the_same_impressions(small:
     with np.load(run["CandidateGenerator"] / "test.npz") as table:
         items, label, weight, fused = (table[name] for name in ("items", "label", "weight", "fused"))
         names = run["CandidateGenerator"].read_json("candidates.json")["feature_names"]
-        odds = -table["features"][..., names.index("log_fused_rank")]
+        odds = -table["features"][..., names.index("log_fused_rank")].astype(np.float64)
     there = items >= 2
     assert (judged["weight_from"], judged["impressions"]) == ("none", there.sum())
     assert judged["positives"] == label.sum() > 0
@@ -264,6 +265,110 @@ def test_both_orders_of_the_shortlists_are_judged_on_the_same_impressions(small:
         assert judged["systems"][system]["auc"]["value"] == pytest.approx(1 - everything[0] / everything[1])
     assert np.isnan([rows[system, u]["user_auc"] for system in BASELINES for u in users]).all()
     assert sum(judged["calibration"]["rows"]) == there.sum()
+    watch = 1 / (1 + np.exp(-odds[there]))
+    loss = -np.mean(np.where(label[there], np.log(watch), np.log(1 - watch)))
+    assert judged["log_loss"] == pytest.approx(loss, rel=1e-5)
+    assert "impressions" not in artifact.read_json("metrics.json")
+
+
+@pytest.fixture(scope="module")
+def shown_parts(parts: dict[str, list[tables.Row]]) -> dict[str, list[tables.Row]]:
+    """A log with impressions: one user was only shown things in test."""
+    found = with_impressions(parts)
+    for r in found["test"]:
+        if r["user"] == "user 02":
+            r |= {"event": "impression", "watch_time": None}
+    return found
+
+
+FACTS = {"expected_watch_time": {"unit": 60.0}, "learned_from_shown": True, "config": {"watch_time_unit": 60.0}}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, shown_parts: Any) -> tuple[Small, Artifact]:
+    small = Small(tmp_path_factory.mktemp("shown"), shown_parts, facts=FACTS)
+    return small, small.evaluate()
+
+
+def test_the_order_of_what_was_shown_is_judged_by_pages(shown: tuple[Small, Artifact], shown_parts: Any) -> None:
+    steps, artifact = shown
+    run = steps.pipeline.run()
+    metrics = artifact.read_json("metrics.json")
+    judged = metrics["impressions"]
+    about = {"weight_from": "watch_time", "expected_watch_time": {"unit": 60.0}, "learned_from_shown": True}
+    assert about.items() <= judged.items()
+    assert about.items() <= metrics["shortlist"].items()
+    data = EncodedData(run["Transform"])
+    with np.load(run["CandidateGenerator"] / "test.shown.npz") as table:
+        place = run["CandidateGenerator"].read_json("candidates.json")["feature_names"].index("log_fused_rank")
+        logit = -table["features"][:, place].astype(np.float64)
+        who = data.users["id"][table["user_key"][table["owner"]]]
+        items, pages = data.items["id"][table["item"]], table["time"]
+        everybody = data.users["id"][table["user_key"]].tolist()
+    row = {(r["user"], r["item"]): r for r in shown_parts["test"]}
+    rows = [row[pair] for pair in zip(who, items, strict=True)]
+    watched = np.array([r["event"] == "watch" for r in rows])
+    weight = np.array([r.get("watch_time") or 0 for r in rows])
+    assert [r["timestamp"] for r in rows] == pages.tolist()
+    known = [r for r in shown_parts["test"] if r["item"] in catalogue(shown_parts)]
+    assert (judged["impressions"], judged["positives"]) == (len(known), sum(r["event"] == "watch" for r in known))
+    assert judged["users"] == len(everybody) == len(users(shown_parts)) > metrics["protocol"]["users"]
+
+    per_user = {(r["system"], r["user"]): r for r in pq.read_table(artifact / "per_user.parquet").to_pylist()}
+    lost = np.zeros((len(everybody), 2))
+    auc = np.full(len(everybody), np.nan)
+    for q, user in enumerate(everybody):
+        own = who == user
+        lost[q] = oracles.lost_pairs(logit[own], watched[own], weight[own], pages[own])
+        wrong, pairs = oracles.lost_pairs(logit[own], watched[own], np.ones(own.sum()), np.zeros(own.sum()))
+        auc[q] = 1 - wrong / pairs if pairs else np.nan
+    loss = np.array([a / b if b else np.nan for a, b in lost])
+    assert 0 < np.isfinite(loss).sum() < np.isfinite(auc).sum()  # some pages have no pair
+    for metric, values in (("weighted_user_loss", loss), ("user_auc", auc)):
+        mean, low, high = oracles.bootstrap_mean(values, 300, 0)
+        figure = {"value": mean, "low": low, "high": high, "users": np.isfinite(values).sum()}
+        assert judged["systems"]["two_stage"][metric] == pytest.approx(figure)
+        for user, value in zip(everybody, values, strict=True):
+            if ("two_stage", user) in per_user:  # whoever has no positive has no row
+                assert per_user["two_stage", user][f"shown_{metric}"] == pytest.approx(value, nan_ok=True)
+    assert ("two_stage", "user 02") not in per_user
+    assert np.isnan([r["shown_user_auc"] for (system, _), r in per_user.items() if system != "two_stage"]).all()
+    of_all = judged["systems"]["two_stage"]
+    assert of_all["watch_time_lost"]["value"] == pytest.approx(lost[:, 0].sum() / lost[:, 1].sum())
+    wrong, pairs = oracles.lost_pairs(logit, watched, np.ones(len(logit)), np.zeros(len(logit)))
+    assert of_all["auc"]["value"] == pytest.approx(1 - wrong / pairs)
+
+    watch = 1 / (1 + np.exp(-logit))
+    assert judged["log_loss"] == pytest.approx(-np.mean(np.log(np.where(watched, watch, 1 - watch))), rel=1e-5)
+    expected = 60 * 2 * watch.astype(np.float32).astype(np.float64)  # a watch takes two minutes, in seconds
+    found = judged["calibration"]
+    for n, (bucket, (count, x, y)) in enumerate(oracles.calibration(expected.tolist(), weight.tolist(), 10).items()):
+        assert (found["bucket"][n], found["rows"][n]) == (bucket, count)
+        assert (found["expected"][n], found["actual"][n]) == pytest.approx((x, y), rel=1e-5)
+
+
+def test_of_nothing_that_was_shown_nothing_is_said() -> None:
+    none = np.zeros(0)
+    judged = Judged(none.astype(int), none.astype(int), none.astype(bool), none)
+    assert judged.of_all(none, 3, "ranker") == {}
+    assert {name: np.isnan(v).tolist() for name, v in judged.of_users(none, 3, "ranker").items()} == {
+        "user_auc": [True] * 3,
+        "weighted_user_loss": [True] * 3,
+    }
+    scores = {name: none.astype(np.float32) for name in ("odds", "watch", "expected")}
+    assert judged.of_ranker(scores, 60.0, "ranker") == {"positives": 0, "impressions": 0}
+
+
+def test_without_weights_there_is_no_watch_time_to_calibrate(shown: tuple[Small, Artifact]) -> None:
+    steps = copy(shown[0])
+    facts = {"config": {"weighted": False}, "expected_watch_time": None, "learned_from_shown": False}
+    ranker = steps.pipeline.add(FixedRanker("unweighted", facts=facts), steps.candidates)
+    metrics = steps.evaluate(ranker=ranker).read_json("metrics.json")
+    for part in ("shortlist", "impressions"):
+        assert "calibration" not in metrics[part]
+        assert (metrics[part]["expected_watch_time"], metrics[part]["learned_from_shown"]) == (None, False)
+        wanted = shown[1].read_json("metrics.json")[part]
+        assert {name: metrics[part][name] for name in ("systems", "log_loss")}.items() <= wanted.items()
 
 
 def test_the_slices_are_written(small: tuple[Small, Artifact], parts: Any) -> None:
@@ -329,8 +434,12 @@ def test_a_ranker_that_reverses_is_measured_as_such(tmp_path: Path, parts: Any) 
     with np.load(run["CandidateGenerator"] / "test.npz") as table:
         items, features = table["items"], table["features"]
     expected = [[i for i in line[::-1] if i] + [i for i in line if not i] for line in items.tolist()]
-    odds = score_shortlists(run["FixedRanker"], {"test": {"features": features}}, batch_size=5)
-    np.testing.assert_array_equal(by_odds(items, odds["test"]), expected)
+    tables_ = {"test": {"features": features, "items": items, "history": np.zeros((len(items), 3), np.int32)}}
+    found = score_shortlists(run["FixedRanker"], tables_, batch_size=5)["test"]
+    np.testing.assert_array_equal(by_odds(items, found["odds"]), expected)
+    assert found.keys() == {"odds", "watch", "expected"}
+    np.testing.assert_allclose(1 / (1 + np.exp(-found["odds"])), found["watch"], rtol=1e-5)
+    np.testing.assert_array_equal(2 * found["watch"], found["expected"])
     wanted = targets(run, parts, "test")
     values = [
         oracles.ranking_metrics(line, wanted[user], 3)["ndcg"]

@@ -6,6 +6,7 @@ from typing import Any
 import fixed_models
 import numpy as np
 import oracles
+import pyarrow as pa
 import pytest
 import tables
 import tensorflow as tf
@@ -147,3 +148,44 @@ def test_the_catalogue_by_hand(tmp_path: Path) -> None:
     everything = described(tmp_path / "c", parts, 1.5, fit_on="all")
     assert everything["b"] == (0, 2, 2, times["r"], times["s"])
     assert everything["d"][:3] == (0, 1, 1)
+
+
+def test_what_a_log_of_impressions_says_of_the_items(tmp_path: Path) -> None:
+    kinds = {"language": pa.string(), "mood": pa.string(), "length": pa.float32()}
+    items = [
+        {"item": "a", "language": "de", "length": 90.0, "mood": "glad"},
+        {"item": "b", "language": "en", "mood": "glad"},
+        {"item": "c", "length": 30.0},
+    ]
+    parts = {
+        "train": [
+            tables.row("u", "a", 1, watch_time=10.0),
+            tables.row("u", "a", 2),  # a positive without a time weighs the mean, 25
+            tables.row("u", "b", 3, watch_time=40.0),
+            tables.row("u", "b", 4, event="impression", watch_time=900.0),
+            tables.row("v", "c", 9, event="impression"),
+        ],
+        "test": [tables.row("u", "c", 10, watch_time=70.0)],
+    }
+    splits = tables.write_splits(tmp_path / "s", parts, items, None, kinds, {"language": {"u": "en"}})
+    for fit_on, weight, shown, highest in (("train", [35, 40, 0], [2, 2, 1], 40), ("all", [50, 40, 70], [2, 2, 2], 70)):
+        data = EncodedData(tables.encode(splits, fit_on=fit_on, categories=("language", "mood")))
+        found, row = describe_catalogue(data, 3.0), {item: n for n, item in enumerate(data.items["id"])}
+        places = [row[i] for i in "abc"]
+        assert found.weight[places].tolist() == weight, fit_on
+        assert found.shown[places].tolist() == shown
+        assert (found.weight_from, found.highest, found.shared) == ("watch_time", highest, ("language",))
+        assert list(found.categories) == ["language", "mood"]
+        for name in found.categories:
+            np.testing.assert_array_equal(found.categories[name], data.items[f"category_{name}"])
+        np.testing.assert_array_equal(found.numbers["length"][places], [90, np.nan, 30])
+
+
+def test_a_log_of_watches_says_nothing_of_what_was_shown(tmp_path: Path) -> None:
+    parts = {"train": [tables.row("u", "a", 1, rating=2.0), tables.row("u", "b", 2, rating=4.0)]}
+    found = describe_catalogue(EncodedData(tables.encode(tables.write_splits(tmp_path / "s", parts))), 3.0)
+    assert (found.shown, found.weight_from, found.highest) == (None, "rating", 4.0)
+    assert sorted(found.weight.tolist()) == [0, 0, 2, 4]
+    parts = {"train": [tables.row("u", "a", 1)]}
+    found = describe_catalogue(EncodedData(tables.encode(tables.write_splits(tmp_path / "t", parts))), 3.0)
+    assert (found.weight_from, found.highest, found.weight.tolist()) == ("none", 1.0, [0, 0, 0])

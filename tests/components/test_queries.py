@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import oracles
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from tables import Row, encode, row, write_splits
 
 from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
-from shortlist.components._queries import EncodedData, Queries, Ragged, build_queries, weight_source
+from shortlist.components._queries import EncodedData, Queries, Ragged, build_queries, has_impressions, weight_source
 from shortlist.components.artifacts import Splits
 
 THRESHOLD = 3.0
@@ -60,12 +61,18 @@ def described(data: EncodedData, found: Queries) -> dict[str, Any]:
     def line(ragged: Ragged, q: int) -> np.ndarray:
         return ragged.values[ragged.offsets[q] : ragged.offsets[q + 1]]
 
+    def entries(q: int, items: Ragged, *others: Ragged) -> list[tuple[Any, ...]]:
+        return list(zip(ids[line(items, q)], *(line(other, q) for other in others), strict=True))
+
     return {
         users[key]: {
             "time": found.time[q],
-            "history": list(zip(ids[line(found.history, q)], line(found.history_time, q), strict=True)),
+            "history": entries(q, found.history, found.history_time, found.context["history_weight"]),
+            "impressions": entries(q, found.context["impressions"], found.context["impressions_time"]),
             "seen": sorted(ids[line(found.seen, q)]),
-            "targets": list(zip(ids[line(found.targets, q)], line(found.target_weight, q), strict=True)),
+            "targets": entries(q, found.targets, found.target_weight),
+            "shown": entries(q, *(found.shown[name] for name in ("item", "watched", "weight", "time"))),
+            "age": found.context["example_age"][q],
         }
         for q, key in enumerate(found.user_key)
     }
@@ -80,6 +87,7 @@ def labelled(parts: dict[str, list[Row]]) -> dict[str, list[Row]]:
                 **r,
                 "positive": r["event"] == "watch" and (r["rating"] or 0) >= THRESHOLD,
                 "weight": r["rating"] if weigh else 1.0,
+                "known": r["rating"] if weigh and r["rating"] else -1.0,
             }
             for r in part
         ]
@@ -93,10 +101,11 @@ def test_every_query_equals_the_loop(tmp_path_factory, parts: dict[str, list[Row
     data = encoded(tmp_path_factory.mktemp("q") / "s", parts)
     vocabulary = {r["item"] for r in parts["train"]}
     for split in Splits.NAMES[1:]:
-        found = build_queries(data, split)
-        assert described(data, found) == oracles.queries(labelled(parts), split, vocabulary)
-        known = {r["user"] for r in parts["train"]}
-        assert [u >= 2 for u in found.user] == [data.users["id"][k] in known for k in found.user_key]
+        for of_all in (False, True):
+            found = build_queries(data, split, of_all)
+            assert described(data, found) == oracles.queries(labelled(parts), split, vocabulary, of_all)
+            known = {r["user"] for r in parts["train"]}
+            assert [u >= 2 for u in found.user] == [data.users["id"][k] in known for k in found.user_key]
 
 
 def test_a_query_by_hand(tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_a_query_by_hand(tmp_path: Path) -> None:
     data = EncodedData(encode(write_splits(tmp_path / "s", parts)))
     (only,) = described(data, build_queries(data, "test")).values()
     assert only["time"] == 3
-    assert only["history"] == [("p", 1), ("q", 2)]
+    assert only["history"] == [("p", 1, -1), ("q", 2, -1)]
     assert only["seen"] == ["p", "q", "r", "s"]
     assert [item for item, _ in only["targets"]] == ["r", ""]
     assert len(build_queries(data, "validation")) == 0
@@ -151,7 +160,7 @@ def test_a_history_is_in_time_order_where_the_splits_are_not(tmp_path: Path) -> 
     }
     data = EncodedData(encode(write_splits(tmp_path / "s", parts), fit_on="all"))
     (only,) = described(data, build_queries(data, "test")).values()
-    assert only["history"] == [("p", 1), ("s", 3), ("q", 5), ("r", 6), ("t", 6)]
+    assert [pair[:2] for pair in only["history"]] == [("p", 1), ("s", 3), ("q", 5), ("r", 6), ("t", 6)]
     assert only["seen"] == list("pqrst")
 
 
@@ -178,8 +187,8 @@ def test_batches_are_padded_queries_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "source", "weights"),
     [
-        ({"watch_time": 30.0, "rating": 4.0}, "watch_time", [7.0, 1.0]),
-        ({"rating": 4.0}, "rating", [2.0, 1.0]),
+        ({"watch_time": 30.0, "rating": 4.0}, "watch_time", [7.0, 30.0]),
+        ({"rating": 4.0}, "rating", [2.0, 4.0]),
         ({}, "none", [1.0, 1.0]),
     ],
 )
@@ -195,6 +204,91 @@ def test_a_positive_weighs_the_best_that_train_knows(
     assert build_queries(data, "test").target_weight.values.tolist() == weights
 
 
+def test_a_positive_without_a_value_weighs_the_mean_of_those_of_train(tmp_path: Path) -> None:
+    parts = {
+        "train": [
+            row("ann", "p", 1, rating=2.0),
+            row("ann", "q", 1, rating=5.0),
+            row("bob", "p", 1, rating=float("inf")),  # no value either
+            row("bob", "q", 1),
+            row("bob", "q", 2, rating=90.0, event="impression"),  # no positive
+        ],
+        "test": [row("ann", "p", 3), row("ann", "q", 4, rating=1.0), row("bob", "p", 5)],
+    }
+    found = build_queries(EncodedData(encode(write_splits(tmp_path / "s", parts))), "test")
+    assert found.target_weight.values.tolist() == [3.5, 1.0, 3.5]
+    assert found.context["history_weight"].values.tolist() == [2.0, 5.0, -1.0, -1.0]
+
+
+SHOWN = {
+    "train": [
+        row("ann", "p", 1, watch_time=10.0),
+        row("ann", "q", 2, event="impression"),
+        row("ann", "r", 5, event="impression"),
+        row("bob", "q", 1, event="impression"),
+        row("bob", "new", 1),
+    ],
+    "rank_train": [row("ann", "q", 4, event="impression"), row("ann", "s", 5, event="impression")],
+    "test": [row("ann", "r", 5, event="impression"), row("ann", "q", 6), row("bob", "s", 6, event="impression")],
+}
+
+
+def test_what_was_only_shown_is_not_seen_and_is_known_from_earlier_times(tmp_path: Path) -> None:
+    """r was shown at the very second at which test begins; s is out of the vocabulary."""
+    data = EncodedData(encode(write_splits(tmp_path / "s", SHOWN)))
+    assert has_impressions(data)
+    assert not has_impressions(EncodedData(encode(write_splits(tmp_path / "w", {"train": SHOWN["train"][:1]}))))
+    asked = described(data, build_queries(data, "test"))
+    assert list(asked) == ["ann"]
+    assert asked["ann"]["seen"] == ["p"]
+    assert asked["ann"]["impressions"] == [("q", 2), ("q", 4)]
+    assert asked["ann"]["shown"] == [("r", False, 0, 5), ("q", True, 10, 6)]
+
+
+def test_users_without_a_positive_are_asked_about_what_they_were_shown(tmp_path: Path) -> None:
+    data = EncodedData(encode(write_splits(tmp_path / "s", SHOWN)))
+    asked = described(data, build_queries(data, "test", of_all=True))
+    assert list(asked) == ["ann", "bob"]
+    assert asked["bob"] == {
+        "time": 6,
+        "history": [("new", 1, -1)],
+        "impressions": [("q", 1)],
+        "seen": ["new"],
+        "targets": [],
+        "shown": [],  # s is unknown
+        "age": 0.0,
+    }
+
+
+def test_only_a_ranker_reads_the_context(tmp_path: Path) -> None:
+    language = {"ann": "de", "bob": "fr"}
+    items = [{"item": "p", "language": "de"}, {"item": "q", "language": "en"}]
+    splits = write_splits(
+        tmp_path / "s", SHOWN, items, item_columns={"language": pa.string()}, user_columns={"language": language}
+    )
+    data = EncodedData(encode(splits))
+    found = build_queries(data, "test", of_all=True)
+    assert data.state["shared_categories"] == ["language"]
+    names = (data.artifact / "category_language.txt").read_text().splitlines()
+    assert found.context["user_language"].tolist() == [names.index("de") + 2, 1]  # no item is in French
+    ((_, plain),) = found.batches(9)
+    ((_, full),) = found.ranking_batches(9)
+    further = {"history_weight", "impressions", "impressions_time", "example_age", "user_language"}
+    assert set(plain) == {"user", "history", "history_time", "time", "exclude"} == set(full) - further
+    assert full["history_weight"].tolist() == [[10.0], [-1.0]]
+    assert full["impressions_time"].tolist() == [[2, 4], [1, 0]]
+
+
+def test_a_training_query_is_as_old_as_the_newest_is_later(tmp_path: Path) -> None:
+    parts = {
+        "train": [row(user, "p", 1) for user in "abc"],
+        **{name: [row("a", "p", 50), row("b", "p", 20), row("b", "p", 90)] for name in ("rank_train", "test")},
+    }
+    data = EncodedData(encode(write_splits(tmp_path / "s", parts)))
+    assert build_queries(data, "rank_train").context["example_age"].tolist() == [0.0, 30.0]
+    assert build_queries(data, "test").context["example_age"].tolist() == [0.0, 0.0]
+
+
 def test_rows_without_a_time_are_never_history(tmp_path: Path) -> None:
     parts = {
         "train": [row("ann", "p", 1), row("ann", "q", None)],
@@ -203,7 +297,7 @@ def test_rows_without_a_time_are_never_history(tmp_path: Path) -> None:
     data = EncodedData(encode(write_splits(tmp_path / "s", parts)))
     assert data.rows("train")["timestamp"].dtype == np.int64
     (only,) = described(data, build_queries(data, "test")).values()
-    assert (only["time"], only["history"], only["seen"]) == (5, [("p", 1)], ["p", "q"])
+    assert (only["time"], only["history"], only["seen"]) == (5, [("p", 1, -1)], ["p", "q"])
     assert len(NextItemExamples(data.rows("train"), 3, 1)) == 0  # nobody knows whether p came before q
 
 

@@ -24,8 +24,10 @@ from shortlist.components._sweep_report import (
 NASTY = "</script><script>window.hacked = 1</script>"
 
 
-def written(path: Path, records: Sequence[TrialRecord], objective: Any = "ndcg@10") -> str:
-    write_sweep_report(path, records, objective, "Sweep", {"Data": "demo"})
+def written(
+    path: Path, records: Sequence[TrialRecord], objective: Any = "ndcg@10", shipped: Sequence[str] = ("",)
+) -> str:
+    write_sweep_report(path, records, objective, "Sweep", {"Data": "demo"}, shipped)
     return path.read_text("utf-8")
 
 
@@ -101,6 +103,27 @@ def test_the_best_is_set_beside_the_defaults(tmp_path):
 def test_defaults_that_are_the_best_are_called_so(tmp_path):
     text = written(tmp_path / "sweep.html", [trial(0, 0.2, {"a": 1}), trial(1, 0.1, {"a": 2})])
     assert "No trial is better than the shipped defaults: ndcg@10 is 0.2000." in text
+
+
+def test_a_first_trial_that_has_other_settings_is_not_called_shipped(tmp_path):
+    first, second, failed = trial(0, 0.2, {"a": 1}), trial(1, 0.25, {"a": 2}), trial(0, None, {"a": 1})
+    text = written(tmp_path / "sweep.html", [first, second], shipped=[])
+    assert "Trial 001 has ndcg@10 0.2500, +0.0500 against the first trial (trial 000)." in text
+    assert re.search("<th[^>]*>first</th><th[^>]*>best</th>", text)
+    assert "shipped defaults" not in text
+    assert "No trial is better than the first trial: ndcg@10" in written(tmp_path / "x", [first], shipped=[])
+    text = written(tmp_path / "sweep.html", [failed, second], shipped=[])
+    assert "Trial 001 has ndcg@10 0.2500; the first trial (trial 000) gave none." in text
+    text = written(tmp_path / "sweep.html", [failed, second])
+    assert "Trial 001 has ndcg@10 0.2500; the shipped defaults (trial 000) gave none." in text
+
+
+def test_each_stage_says_what_its_first_trial_is(tmp_path):
+    records = [trial(0, 0.2, {"a": 1}, stage=stage) for stage in ("retrieval", "ranker")]
+    objectives = {"retrieval": "recall@300", "ranker": "ndcg@10"}
+    text = written(tmp_path / "sweep.html", records, objectives, ["ranker"])
+    assert "No trial is better than the first trial: recall@300" in text
+    assert "No trial is better than the shipped defaults: ndcg@10" in text
 
 
 def test_all_trials_are_listed_best_first_with_the_message_of_the_failed(tmp_path):

@@ -2,8 +2,10 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -62,7 +64,8 @@ def test_rows_by_hand(tmp_path: Path) -> None:
     assert train["positive"].tolist() == [False, False, True, True, False]  # an impression and a null are none
     assert (test["user_key"].tolist(), test["user"].tolist()) == ([0, 2], [2, 1])
     assert test["item"].tolist() == [1, items.index("y")]
-    kinds = {"rating": "f4", "watch_time": "f4", "timestamp": "i8", "positive": "?"}
+    assert train["watched"].tolist() == [False, True, True, True, True]
+    kinds = {"rating": "f4", "watch_time": "f4", "timestamp": "i8", "positive": "?", "watched": "?"}
     assert {name: values.dtype for name, values in train.items()} == {n: kinds.get(n, "i4") for n in train}
     assert not any(len(values) for values in columns(encoded, "fold_in").values())
 
@@ -130,6 +133,97 @@ def test_data_without_years_genres_and_times(tmp_path: Path) -> None:
     assert data.items["genres"].shape == (4, 0)
     assert data.year_bucket().tolist() == [0] * 4
     assert (data.state["time"], data.state["time_quantiles"], data.state["year_boundaries"]) == (None, None, [])
+
+
+LANGUAGES = {"x": "de", "y": "en", "z": "de", "empty": "", "none": None, "lines": "a\r\nb", "new": "fr"}
+USERS = {"al": "fr", "bo": "a b", "cy": None, "di": "de", "ed": ""}
+
+
+def with_columns(
+    folder: Path, columns: dict[str, tuple[pa.DataType, dict[str, Any]]], users: Any = None, **config: Any
+) -> EncodedData:
+    """Encoded rows of `LANGUAGES`' items, "new" after train, with further columns of the items and the users."""
+    parts = {
+        "train": [row("al", item, n) for n, item in enumerate(LANGUAGES) if item != "new"],
+        "test": [row(user, "new", 99) for user in USERS],
+    }
+    items = [{"item": i, **{name: values.get(i) for name, (_, values) in columns.items()}} for i in LANGUAGES]
+    kinds = {name: kind for name, (kind, _) in columns.items()}
+    return EncodedData(encode(write_splits(folder, parts, items, None, kinds, users), **config))
+
+
+def test_categories_by_hand(tmp_path: Path) -> None:
+    """Missing is 0, what no known item has is 1, and a value of several lines is one line."""
+    data = with_columns(tmp_path / "s", {"language": (pa.string(), LANGUAGES)}, {"language": USERS})
+    values = (data.artifact / "category_language.txt").read_text().splitlines()
+    assert values == by_count_then_hash({"de": 2, "en": 1, "a b": 1})
+    place = {value: n for n, value in enumerate(values, 2)}
+    expected = {"x": place["de"], "y": place["en"], "z": place["de"], "empty": 0, "none": 0, "lines": place["a b"]}
+    found = dict(zip(data.items["id"], data.items["category_language"].tolist(), strict=True))
+    assert found == {"": 0, **expected}
+    assert data.items["category_language"][:2].tolist() == [0, 0]
+    assert data.items["category_language"].dtype == data.users["category_language"].dtype == np.int32
+    of_users = dict(zip(data.users["id"], data.users["category_language"].tolist(), strict=True))
+    assert of_users == {"al": 1, "bo": place["a b"], "cy": 0, "di": place["de"], "ed": 0}
+    assert (data.state["categories"], data.state["shared_categories"]) == (["language"], ["language"])
+
+
+def test_numbers_by_hand_and_categories_that_users_lack(tmp_path: Path) -> None:
+    columns = {
+        "channel": (pa.string(), {"x": "one"}),
+        "length": (pa.float64(), {"x": 90.5, "y": -3.0}),
+        "plays": (pa.int64(), {"x": 7, "z": 0}),
+    }
+    data = with_columns(tmp_path / "s", columns, {"language": USERS}, numbers=("plays", "length", "plays"))
+    assert data.state["categories"] == ["channel"]
+    assert data.state["shared_categories"] == []
+    assert data.state["numbers"] == ["plays", "length"]
+    assert data.users.keys() == {"id", "user"}
+    for name, wanted in (("length", {"x": 90.5, "y": -3}), ("plays", {"x": 7, "z": 0})):
+        assert data.items[f"number_{name}"].dtype == np.float32
+        np.testing.assert_array_equal(data.items[f"number_{name}"], [wanted.get(i, np.nan) for i in data.items["id"]])
+
+
+def test_default_columns_that_are_absent_empty_or_of_another_type_are_left_out(tmp_path: Path) -> None:
+    columns = {
+        "language": (pa.string(), {}),
+        "channel": (pa.int64(), {"x": 3}),
+        "length": (pa.string(), {"x": "90 minutes"}),
+    }
+    for folder, own in (("a", {}), ("b", columns)):
+        data = with_columns(tmp_path / folder, own)
+        assert [data.state[name] for name in ("categories", "shared_categories", "numbers")] == [[], [], []]
+        assert data.items.keys() == {"id", "title", "year", "genres"}
+        assert not list(data.artifact.uri.glob("category_*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"categories": ("mood",)}, "`transform.categories` must name columns that the items have: HAVE. "),
+        ({"numbers": ("length", "mood")}, "`transform.numbers` must name columns that the items have: HAVE. "),
+        ({"categories": ("plays",)}, "`transform.categories` must name columns of text that describe items. "),
+        ({"categories": ("title",)}, "`transform.categories` must name columns of text that describe items. "),
+        ({"categories": ("item",)}, "`transform.categories` must name columns of text that describe items. "),
+        ({"categories": ("genres",)}, "`transform.categories` must name columns of text that describe items. "),
+        ({"numbers": ("language",)}, "`transform.numbers` must name columns of numbers that describe items. "),
+    ],
+)
+def test_columns_that_are_declared_must_be_there(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    columns = {"language": (pa.string(), LANGUAGES), "plays": (pa.int64(), {}), "length": (pa.float32(), {})}
+    received = {
+        "mood": "mood",
+        "plays": "plays, int64",
+        "title": "title, string",
+        "item": "item, string",
+        "genres": "genres, list<element: string>",
+        "language": "language, string",
+    }
+    (name,) = set(*settings.values()) - {"length"}
+    with pytest.raises(ShortlistError) as error:
+        with_columns(tmp_path / "s", columns, **settings)
+    have = "item, title, year, genres, language, plays, length"
+    assert str(error.value) == message.replace("HAVE", have) + f"Received: {received[name]}."
 
 
 interactions = st.lists(

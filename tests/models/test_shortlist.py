@@ -7,6 +7,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shortlist.models._base import QUERY_SPEC, ranking_query
 from shortlist.models._ranking_features import Catalogue, RankingFeatures
 from shortlist.models._shortlist import Shortlist
 
@@ -14,12 +15,13 @@ ITEMS = 12
 
 
 class Fixed:
-    """A source that scores each request by the row that its user names."""
+    """A source that scores each request by the row that its user names, and is told what a `Query` tells."""
 
     def __init__(self, table: np.ndarray):
         self.table = tf.constant(table, tf.float32)
 
     def scores(self, query: dict[str, tf.Tensor]) -> tf.Tensor:
+        assert query.keys() == QUERY_SPEC.keys()
         return tf.gather(self.table, query["user"])
 
 
@@ -27,7 +29,7 @@ def made(tables: list[np.ndarray], quota: list[int], size: int, popularity: np.n
     names = [f"s{n}" for n in range(len(tables))]
     plain = np.arange(ITEMS)
     catalogue = Catalogue(np.ones((ITEMS, 1), np.float32), plain, plain, plain, plain, plain)
-    features = RankingFeatures(catalogue, {}, tuple(names), 3)
+    features = RankingFeatures(catalogue, {}, tuple(names), 3, quota)
     sources = {name: Fixed(table) for name, table in zip(names, tables, strict=True)}
     return Shortlist(sources, dict(zip(names, quota, strict=True)), size, popularity, features)
 
@@ -86,6 +88,30 @@ def test_fusion_by_hand() -> None:
     np.testing.assert_array_equal(answer["items"], [[3, 2, 5, 6]])  # 4 is beyond the quota; 2 and 5 tie
     np.testing.assert_allclose(answer["fused"], [[2 / 62, 1 / 61, 1 / 61, 1 / 63]], rtol=1e-6)
     np.testing.assert_array_equal(answer["ranks"], [[[2, 1, 3, 3], [2, 4, 1, 3]]])
+
+
+def test_any_item_is_described_beside_the_shortlist() -> None:
+    """Scores of the first source among the shortlist are 9, 8, 0 and 0, of mean 17/4; 4 is 7, and no source's."""
+    one, other = np.zeros((1, ITEMS)), np.zeros((1, ITEMS))
+    one[0, [2, 3, 4]] = 9, 8, 7
+    other[0, [5, 3, 6]] = 9, 8, 7
+    shortlist = made([one, other], [2, 3], 4, np.zeros(ITEMS))
+    request = ranking_query(query(np.array([[7]])))
+    answer = shortlist(request, tf.zeros([1, 0], tf.int32))
+    proposals = shortlist.propose(request, tf.zeros([1, 0], tf.int32))
+    features, ranks = shortlist.describe(request, proposals, tf.constant([[6, 4, 3, 0, 2]]), answer["items"])
+    np.testing.assert_array_equal(ranks[0, :, :3], [[3, 3, 2], [3, 4, 2]])
+    np.testing.assert_array_equal(ranks[0, :, 4], [1, 4])
+    names = shortlist.features.names
+    known, own = [3, 0, 1], [0, 2, 4]  # 6, 3 and 2: their places in the shortlist, and here
+    np.testing.assert_allclose(features.numpy()[0, own], answer["features"].numpy()[0, known], rtol=1e-6)
+    outside = dict(zip(names, features.numpy()[0, 1], strict=True))
+    z = (7 - 17 / 4) / np.std([9, 8, 0, 0])
+    expected = {"score_z:s0": z, "log_rank:s0": np.log(4), "log_rank:s1": np.log(5), "log_fused_rank": np.log(5)}
+    for name, value in {**expected, "proposed:s0": 0, "proposed:s1": 0}.items():
+        assert outside[name] == pytest.approx(value, rel=1e-5), name
+    assert answer["features"].numpy()[0, :, names.index("proposed:s1")].tolist() == [1, 0, 1, 1]
+    np.testing.assert_array_equal(features[0, 3], np.zeros(len(names)))
 
 
 def test_past_the_shortlist_the_first_source_orders_the_rest() -> None:

@@ -143,7 +143,9 @@ def test_a_sweep_keeps_its_trials_its_page_and_its_best(swept, log):
     assert records[0].settings == {"unobserved_weight": 0.2, "embedding_dim": 2}  # the shipped 64 is not among them
     table = pq.read_table(swept.workdir / "trials.parquet")
     assert table["objective"].to_pylist() == [r.objective for r in records]
-    assert "Sweep of wals" in (swept.workdir / "sweep.html").read_text("utf-8")
+    page = (swept.workdir / "sweep.html").read_text("utf-8")
+    assert "Sweep of wals" in page
+    assert "shipped defaults" not in page
     best = max(records, key=lambda r: r.objective or 0)
     found = load_config(overrides={"sources": {"wals": load_toml(swept.workdir / "best.toml")}})
     for name, value in best.settings.items():

@@ -138,7 +138,7 @@ def test_without_structure_nothing_is_blessed_or_pushed(shuffled: Run) -> None:
     for system in ("wals", "two_tower", "union"):
         _, low, _ = paired_bootstrap(recall[system], recall["popularity"])
         assert low < 0.05, system
-    report = (shuffled["Evaluator"] / "report.md").read_text()
+    report = (shuffled["Reporter"] / "report.md").read_text()
     assert "**Not blessed.** NDCG@10 on validation is not above" in report
 
 
@@ -153,10 +153,10 @@ def test_a_second_run_is_cached_and_a_change_runs_only_what_it_reaches(run: Run,
 
 def test_a_refit_knows_the_later_splits_and_leaves_the_ranker(run: Run, refitted: tuple[Any, Run]) -> None:
     pipeline, artifacts = refitted
-    names = ("wals", "two_tower")
+    names = ("wals", "two_tower", "ease")
     retrained = {step for name in names for step in (f"Trainer.refit.{name}", f"RetrievalIndex.refit.{name}")}
     assert set(pipeline.ran) == {"Transform.refit", "Exporter", *retrained}
-    for step in ("Trainer.weighted_logistic", "CandidateGenerator", "Evaluator"):
+    for step in ("Trainer.weighted_logistic", "CandidateGenerator", "Evaluator", "Reporter"):
         assert artifacts.get(step, run[step]).fingerprint == run[step].fingerprint
     late = planted.item(planted.LATE_ITEM)
     measured, everything = EncodedData(run["Transform"]), EncodedData(artifacts["Transform.refit"])
@@ -178,8 +178,10 @@ def test_a_refit_knows_the_later_splits_and_leaves_the_ranker(run: Run, refitted
 
 def test_retrieval_alone_gives_the_same_figures(run: Run, folder: Path) -> None:
     pipeline = retrieval_only(config(folder))
-    metrics = pipeline.run()["Evaluator"].read_json("metrics.json")
-    assert pipeline.ran == ["Evaluator"]
+    done = pipeline.run()
+    metrics = done["Evaluator"].read_json("metrics.json")
+    assert pipeline.ran == ["Evaluator", "Reporter"]
+    assert "There is no ranking, and no bundle." in (done["Reporter"] / "report.md").read_text()
     assert metrics["blessed"] is False
     assert metrics["reasons"] == ["There is no ranker, so there is nothing to bless."]
     assert metrics["comparisons"] == []

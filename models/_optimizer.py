@@ -1,0 +1,41 @@
+"""Adam for the dense parts of a network, Adagrad for its tables, as one optimizer that Keras saves and loads."""
+
+from typing import Any
+
+import tensorflow as tf
+
+
+@tf.keras.utils.register_keras_serializable("shortlist")
+class AdamWithTables(tf.keras.optimizers.Adam):
+    """Adam, but a variable whose gradient is sparse, the table of an embedding, takes steps of Adagrad.
+
+    Those touch only the rows of the batch, where Adam would go over the whole table.
+
+    TFRS has `CompositeOptimizer` for it, which `model.keras` does not keep.
+
+    Source: Kingma and Ba 2015; Duchi, Hazan and Singer 2011.
+
+    Args:
+      learning_rate: of Adam, a number or a schedule.
+      table_learning_rate: of Adagrad; with a schedule it falls in the same proportion.
+      **kwargs: those of Adam.
+    """
+
+    def __init__(self, learning_rate: Any = 0.001, table_learning_rate: float = 0.05, **kwargs: Any):
+        super().__init__(learning_rate, **kwargs)
+        self.table_learning_rate = table_learning_rate
+
+    def update_step(self, gradient: Any, variable: tf.Variable) -> None:
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
+        rate = tf.constant(self.table_learning_rate, variable.dtype)
+        if isinstance(self._learning_rate, tf.keras.optimizers.schedules.LearningRateSchedule):
+            rate *= tf.cast(self.learning_rate / self._learning_rate(0), variable.dtype)
+        squares = self._velocities[self._index_dict[self._var_key(variable)]]
+        squares.scatter_add(tf.IndexedSlices(tf.square(gradient.values), gradient.indices))
+        step = gradient.values * tf.math.rsqrt(tf.gather(squares, gradient.indices) + self.epsilon)
+        variable.scatter_add(tf.IndexedSlices(-rate * step, gradient.indices))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "table_learning_rate": self.table_learning_rate}
