@@ -38,7 +38,7 @@ class ItemKNN(ItemToItem):
       array([[0., 0., 0., 1.]], dtype=float32)
     """
 
-    def __init__(self, num_items: int, neighbours: int = 50, shrink: float = 5.0, **kwargs: Any):
+    def __init__(self, num_items: int, neighbours: int = 25, shrink: float = 13.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_items = require_integer("num_items", num_items)
         self.neighbours = require_integer("neighbours", neighbours)

@@ -13,8 +13,8 @@ from shortlist.trainers._common import TrainerConfig, interaction_matrix, load, 
 class Config(TrainerConfig):
     """Settings of item-based nearest neighbours; see the model."""
 
-    neighbours: int = pydantic.Field(50, ge=1)
-    shrink: float = pydantic.Field(5.0, ge=0)
+    neighbours: int = pydantic.Field(25, ge=1)
+    shrink: float = pydantic.Field(13.0, ge=0)
 
 
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
