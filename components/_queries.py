@@ -16,8 +16,6 @@ from shortlist import ShortlistError
 from shortlist.components.artifacts import Encoded
 
 Rows = dict[str, np.ndarray]
-MOST_IMPRESSIONS = 1000
-"""Of a user that were not watched, the latest so many are features; a served request holds them all in memory."""
 NO_TIME = np.iinfo(np.int64).max
 """The timestamp of a row without one: strictly earlier than nothing, so it is never history."""
 
@@ -151,7 +149,7 @@ def build_queries(data: EncodedData, split: str, of_all: bool = False) -> Querie
     """The queries of every user with a positive in `split`, or `of_all` that have a row there.
 
     A positive weighs its watch time, or where the data has none its rating, or 1 (`weight_source`). What was watched
-    is removed as seen; what was only shown is not: the latest `MOST_IMPRESSIONS` of it are features.
+    is removed as seen; what was only shown is not.
 
     Raises:
       ShortlistError: if a user's rows in `split` have no time at all.
@@ -179,8 +177,7 @@ def build_queries(data: EncodedData, split: str, of_all: bool = False) -> Querie
     mine = (row >= 0) & known
     seen = mine & before["watched"]
     earlier = mine & (before["timestamp"] < first[row])
-    history = earlier & before["positive"]
-    ignored = latest(row, earlier & ~before["watched"], MOST_IMPRESSIONS)
+    history, ignored = earlier & before["positive"], earlier & ~before["watched"]
     wanted, shown = positive & (rows >= 0), (rows >= 0) & (target["item"] >= 2)
     weight = positive_weight(data, target)
     context: dict[str, np.ndarray | Ragged] = {
@@ -250,15 +247,6 @@ def known_weight(data: EncodedData, rows: Rows) -> np.ndarray:
 def _further(table: pa.Table) -> Rows:
     names = [n for n in table.column_names if n.startswith(("category_", "number_"))]
     return {name: table[name].to_numpy() for name in names}
-
-
-def latest(group: np.ndarray, keep: np.ndarray, most: int) -> np.ndarray:
-    """`keep`, bool `[N]`, without all but the last `most` of each group; the kept rows are sorted by group."""
-    kept = np.flatnonzero(keep)
-    place = np.searchsorted(group[kept], group[kept], "right") - np.arange(len(kept))  # 1 = the last of its group
-    found = np.zeros(len(keep), bool)
-    found[kept[place <= most]] = True
-    return found
 
 
 def _ragged(row: np.ndarray, keep: np.ndarray, values: np.ndarray, count: int) -> Ragged:

@@ -13,7 +13,7 @@ from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, build_shortlist
 from shortlist.components._progress import progress
-from shortlist.components._queries import MOST_IMPRESSIONS, EncodedData, known_weight, latest, weight_source
+from shortlist.components._queries import EncodedData, known_weight, weight_source
 from shortlist.components._records import choose_requests, describe_signatures, recorded_inputs
 from shortlist.components._replay import RECORDS, answer, fingerprints
 from shortlist.components.artifacts import Bundle, Candidates, Encoded, Index, Model
@@ -141,19 +141,17 @@ def _rows_of(ranker: Model, ids: np.ndarray) -> np.ndarray | None:
 
 
 def store(rows: dict[str, np.ndarray], data: EncodedData) -> "Stored":
-    """What users of the vocabulary did with known items, by user row, oldest first; of what was shown and not watched
-    the latest."""
+    """What users of the vocabulary did with known items, by user row, oldest first."""
     from shortlist.models._bundle import Stored
 
-    known = np.flatnonzero((rows["user"] >= 2) & (rows["item"] >= 2))
-    kept = known[np.lexsort((rows["timestamp"][known], rows["user"][known]))]  # stable: ties as the splits have them
-    watched = rows["watched"][kept]
-    kept = kept[watched | latest(rows["user"][kept], ~watched, MOST_IMPRESSIONS)]
-    splits = np.concatenate([[0], np.cumsum(np.bincount(rows["user"][kept], minlength=data.num_users))])
+    keep = (rows["user"] >= 2) & (rows["item"] >= 2)
+    user, time = rows["user"][keep], rows["timestamp"][keep]
+    order = np.lexsort((time, user))  # stable: ties keep the order of the splits
+    splits = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))])
     categories = {}
     for name in data.state["shared_categories"]:
-        inside = data.users["user"] >= 2
+        known = data.users["user"] >= 2
         categories[name] = np.zeros(data.num_users, np.int32)
-        categories[name][data.users["user"][inside]] = data.users[f"category_{name}"][inside]
-    item, time, positive, watched = (rows[name][kept] for name in ("item", "timestamp", "positive", "watched"))
-    return Stored(splits, item, time, positive, watched, known_weight(data, rows)[kept], categories)
+        categories[name][data.users["user"][known]] = data.users[f"category_{name}"][known]
+    item, positive, watched = (rows[name][keep][order] for name in ("item", "positive", "watched"))
+    return Stored(splits, item, time[order], positive, watched, known_weight(data, rows)[keep][order], categories)

@@ -14,15 +14,7 @@ from tables import Row, encode, row, write_splits
 
 from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
-from shortlist.components._queries import (
-    EncodedData,
-    Queries,
-    Ragged,
-    build_queries,
-    has_impressions,
-    latest,
-    weight_source,
-)
+from shortlist.components._queries import EncodedData, Queries, Ragged, build_queries, has_impressions, weight_source
 from shortlist.components.artifacts import Splits
 
 THRESHOLD = 3.0
@@ -328,13 +320,3 @@ def test_unknown_genres_and_titles_are_empty(tmp_path: Path) -> None:
     assert data.items["title"].tolist() == ["", "", "", "Q"]
     assert (data.num_items, data.num_users) == (4, 3)
     assert json.loads((data.artifact / "state.json").read_text())["genres"] == ["Art", "War"]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=30), st.integers(0, 4))
-def test_the_latest_of_each_group_equal_the_loop(rows: list[tuple[int, bool]], most: int) -> None:
-    rows = sorted(rows, key=lambda row: row[0])
-    group, keep = np.array([g for g, _ in rows], int), np.array([k for _, k in rows], bool)
-    kept = [n for n, (_, k) in enumerate(rows) if k]
-    expected = [n for n in kept if sum(m >= n and rows[m][0] == rows[n][0] for m in kept) <= most]
-    assert np.flatnonzero(latest(group, keep, most)).tolist() == expected
