@@ -9,7 +9,6 @@ still reaches 1, so a row that fails says that tuning on `validation` made `test
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+from _table import print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._trials import best_trial
@@ -39,7 +40,6 @@ from shortlist.trainers.two_stage import (
 )
 
 METRIC = "ndcg@10"
-KEYS = ("case", "ours", "peer", "ratio", "bar", "ok")  # of a row in the JSON file
 QUICK = {"models": ["item_knn"], "trials": 3}
 
 
@@ -87,13 +87,7 @@ def row(sweep: Sweep, default: Artifact, tuned: Artifact) -> dict[str, Any]:
 def show(rows: list[dict[str, Any]]) -> None:
     print(f"\n{METRIC} on test. ours: tuned, peer: the shipped setting. ratio = ours / peer must be at least the bar.")
     print("difference: paired, with its 95 % interval over users; best: the trial of the sweep; seconds: of all.\n")
-    table = [[*KEYS, "difference", "best", "trials", "seconds"]]
-    for found in rows:
-        cells = {k: f"{v:.4f}" if isinstance(v, float) else str(v) for k, v in found.items()}
-        table.append([*{**cells, "ok": "yes" if found["ok"] else "NO"}.values()])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(rows, ["difference", "best", "trials", "seconds"])
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -128,7 +122,7 @@ def main(argv: list[str]) -> int:
                 rows.append(row(sweep, default, tuned))
                 print(rows[-1], file=sys.stderr)
                 if a.json:
-                    a.json.write_text(json.dumps([{key: r[key] for key in KEYS} for r in rows], indent=2))
+                    write_rows(a.json, rows)
     except ShortlistError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,6 @@ Source: Covington, Adams and Sargin 2016, table 1 and section 4.2.
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -27,6 +26,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from _table import print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._progress import quiet
@@ -49,7 +49,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with example age": {"without": []},
     "unit weights": {"weighted": False},
 }
-KEYS = ("case", "ours", "peer", "ratio", "bar", "ok")  # of a row in the JSON file
 QUICK = {
     "data": ["simulated:users=200,items=100,impressions=30000"],
     "seeds": [0],
@@ -98,13 +97,7 @@ def row(source: str, name: str, ours: np.ndarray, peer: np.ndarray) -> dict[str,
 def show(rows: list[dict[str, Any]]) -> None:
     print("\nours: the variant, peer: the shipped ranker; difference: paired, with its 95 % interval over users.")
     print("NDCG@10 on test; for simulated impressions the weighted per-user loss, where lower is better.\n")
-    table = [[*KEYS, "difference", "users"]]
-    for found in rows:
-        cells = {k: f"{v:.4f}" if isinstance(v, float) else "" if v is None else str(v) for k, v in found.items()}
-        table.append([*{**cells, "ok": "yes" if found["ok"] else "NO"}.values()])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(rows, ["difference", "users"])
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -138,7 +131,7 @@ def main(argv: list[str]) -> int:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     if a.json:
-        a.json.write_text(json.dumps([{key: r[key] for key in KEYS} for r in rows], indent=2))
+        write_rows(a.json, rows)
     show(rows)
     return 0 if all(r["ok"] for r in rows) else 1
 

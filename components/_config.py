@@ -1,6 +1,8 @@
 """The base of every configuration, and the one way to turn text into one."""
 
 import difflib
+import json
+import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
@@ -43,6 +45,23 @@ def nearest(name: str, known: Collection[str]) -> str:
     """The known name that is most like a wrong one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(known)}."
+
+
+def toml_lines(settings: Mapping[str, Any]) -> list[str]:
+    """Plain settings as lines of TOML, a table in one line; one that is None is left out."""
+    return [f"{_toml_key(name)} = {_toml(value)}" for name, value in settings.items() if value is not None]
+
+
+def _toml_key(name: str) -> str:
+    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else _toml(name)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(toml_lines(value))} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _path(error: Any, values: Any) -> list[str]:

@@ -101,6 +101,14 @@ class Judged(NamedTuple):
     positive: np.ndarray
     weight: np.ndarray
 
+    def orders(
+        self, scores: Mapping[str, np.ndarray], queries: int, samples: int, seed: int
+    ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Figure]]]:
+        """By system, the figures of users and those with intervals, of orders float `[N]`."""
+        own = {name: self.of_users(order, queries, name) for name, order in scores.items()}
+        found = figures(own, samples, seed)
+        return own, {name: found[name] | self.of_all(order, queries, name) for name, order in scores.items()}
+
     def of_users(self, scores: np.ndarray, queries: int, name: str) -> dict[str, np.ndarray]:
         """How an order of the impressions tells positives from the rest, float64 `[Q]`: `user_auc` and
         `weighted_user_loss` of `shortlist.components.metrics`."""

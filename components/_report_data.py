@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shortlist.components._config import toml_lines
 from shortlist.components._queries import EncodedData, Queries
 from shortlist.components.artifacts import LINEAGE, Artifact
 from shortlist.components.metrics import FIRST_ID, bootstrap_means, find_targets
@@ -33,9 +34,9 @@ class Step:
 
     def lines(self) -> list[str]:
         """The settings as TOML; one that is not set is absent."""
-        known = {name: value for name, value in self.config.items() if value is not None}
+        lines = toml_lines(self.config)
         head = json.dumps(self.name) if "." in self.name else self.name
-        return [f"[{head}]", *(f"{name} = {_toml(value)}" for name, value in known.items()), ""] if known else []
+        return [f"[{head}]", *lines, ""] if lines else []
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,3 @@ def place_of(items: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float64)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)

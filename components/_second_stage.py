@@ -20,7 +20,7 @@ def score_shortlists(
     import tensorflow as tf
 
     served = tf.saved_model.load(str(ranker / "serving"))  # kept for as long as its functions are called
-    return {split: _score(served, table, batch_size) for split, table in tables.items()}
+    return {split: score(served, table, batch_size) for split, table in tables.items()}
 
 
 def score_shown(ranker: Model, table: Mapping[str, np.ndarray], batch_size: int = 8192) -> dict[str, np.ndarray]:
@@ -37,16 +37,26 @@ def score_shown(ranker: Model, table: Mapping[str, np.ndarray], batch_size: int 
         "items": table["item"][:, np.newaxis],
         "history": table["history"][table["owner"]],
     }
-    return {name: values[:, 0] for name, values in _score(served, rows, batch_size).items()}
+    return {name: values[:, 0] for name, values in score(served, rows, batch_size).items()}
 
 
-def _score(served: Any, table: Mapping[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
+def score(ranker: Any, table: Mapping[str, np.ndarray], batch_size: int = 64) -> dict[str, np.ndarray]:
+    """`odds`, `watch` and `expected`, float32 `[Q, K]` each, of shortlists (`read_shortlists`), in batches.
+
+    Args:
+      ranker: a loaded one, or a model: what has `score(features, items, history)`.
+      table: the arrays of the shortlists.
+      batch_size: queries at a time.
+
+    Raises:
+      ShortlistError: if an odds is not a number.
+    """
     import tensorflow as tf
 
     parts: list[dict[str, np.ndarray]] = []
     for start in range(0, len(table["items"]), batch_size):
         batch = (tf.constant(table[key][start : start + batch_size]) for key in ("features", "items", "history"))
-        parts.append({name: value.numpy() for name, value in served.score(*batch).items()})
+        parts.append({name: value.numpy() for name, value in ranker.score(*batch).items()})
     none = np.zeros((0, table["items"].shape[1]), np.float32)
     names = ("odds", "watch", "expected")
     scores = {name: np.concatenate([none, *(part[name] for part in parts)]) for name in names}
@@ -72,5 +82,4 @@ def read_shortlists(candidates: Candidates, split: str) -> dict[str, np.ndarray]
 
 def read_shown(candidates: Candidates, split: str) -> dict[str, np.ndarray]:
     """The arrays of the impressions of one split, see `Candidates`."""
-    with np.load(candidates / f"{split}.shown.npz") as table:
-        return dict(table)
+    return read_shortlists(candidates, f"{split}.shown")

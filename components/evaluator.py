@@ -212,11 +212,9 @@ class Evaluator(Component):
         user = np.nonzero(there)[0]
         judged = Judged(user, user, table["label"][there], table["weight"][there])
         orders = {UNION: table["fused"][there], TWO_STAGE: scores["odds"][there]}
-        own = {name: judged.of_users(order, queries, name) for name, order in orders.items()}
-        systems = figures(own, self.config.samples, self.config.seed)
-        for name, order in orders.items():
-            systems[name] |= judged.of_all(order, queries, name)
-            values[name] |= own[name]
+        own, systems = judged.orders(orders, queries, self.config.samples, self.config.seed)
+        for name, found in own.items():
+            values[name] |= found
         ranker = judged.of_ranker({name: value[there] for name, value in scores.items()}, unit, TWO_STAGE)
         return {**ranker, "systems": systems}
 
@@ -233,11 +231,9 @@ class Evaluator(Component):
         scores, users = score_shown(ranker, table), len(table["user_key"])
         _, page = np.unique(np.stack([table["owner"], table["time"]]), axis=1, return_inverse=True)
         judged = Judged(table["owner"], page.reshape(-1), table["watched"], table["weight"])
-        own = judged.of_users(scores["odds"], users, TWO_STAGE)
-        systems = figures({TWO_STAGE: own}, self.config.samples, self.config.seed)
-        systems[TWO_STAGE] |= judged.of_all(scores["odds"], users, TWO_STAGE)
+        own, systems = judged.orders({TWO_STAGE: scores["odds"]}, users, self.config.samples, self.config.seed)
         rows = np.searchsorted(table["user_key"], queries.user_key)  # whoever has a query has a row
-        values[TWO_STAGE] |= {f"shown_{name}": value[rows] for name, value in own.items()}
+        values[TWO_STAGE] |= {f"shown_{name}": value[rows] for name, value in own[TWO_STAGE].items()}
         return {"users": users, **judged.of_ranker(scores, unit, TWO_STAGE), "systems": systems}
 
     def _compare(

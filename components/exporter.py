@@ -104,12 +104,12 @@ class Exporter(Component):
             )
             tf.saved_model.save(servable, str(out / "saved_model"), signatures=servable.interface)
         signatures = tf.saved_model.load(str(out / "saved_model")).signatures
+        features = servable.example_features
         defaults = {
-            **dict.fromkeys([*servable.example_features, "candidates", "item"], "absent"),
+            **dict.fromkeys([*features, "candidates", "item"], "absent"),
             "time": f"{newest}, the newest of the data",
             "k": str(self.config.default_k),
         }
-        features = servable.example_features
         page = describe_signatures(
             signatures, features, defaults, info["feature_names"], list(sources), self.config.name
         )

@@ -216,14 +216,12 @@ class Servable(tf.Module):
         k: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
         """A request of a short form, with all that it doesn't say."""
-        nothing = history[:, :0]
-        given = {"user": user, "history": history, "time": time, "history_time": _absent(history, tf.int64)}
-        given |= {"exclude": nothing if exclude is None else exclude, "k": _absent(time, tf.int32) if k is None else k}
-        if self.weight_name:
-            given[self.weight_name] = _absent(history, tf.float32)
-        if self.shortlist.features.columns.base_rate:
-            given |= {"impressions": nothing, "impressions_time": _absent(nothing, tf.int64)}
-        return given | {f"user_{name}": tf.fill(tf.shape(user), "") for name in self.categories}
+        said = {"user": user, "history": history, "time": time, "exclude": exclude, "k": k}
+        given = {name: value for name, value in said.items() if value is not None}
+        for name, (_, spec) in self._parts().items():
+            like = user if spec.shape.rank == 1 else history if name.startswith("history") else history[:, :0]
+            given.setdefault(name, _absent(like, spec.dtype))
+        return given
 
     def _request(self, given: Mapping[str, tf.Tensor]) -> Request:
         user, history, time = given["user"], given["history"], given["time"]
@@ -348,7 +346,7 @@ class Servable(tf.Module):
 
 
 def _absent(like: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.fill(tf.shape(like), tf.constant(ABSENT, dtype))
+    return tf.fill(tf.shape(like), tf.constant("" if dtype == tf.string else ABSENT, dtype))
 
 
 def _as_wide(values: tf.Tensor, width: tf.Tensor) -> tf.Tensor:

@@ -30,8 +30,8 @@ class ColumnFeatures(tf.Module):
     how they were rated (`rated:`, the share of the highest rating), less the user's own mean; `match:`, whether the
     user's own value of the column is the item's. For a log with impressions, the log-odds of a watch among what was
     shown with that value (`click_rate:`), and `ignored`, `since_ignored`: how often the item itself was shown and not
-    watched, and when last. Rates and means begin with a prior: that of the user
-    for a column, for a user the rate of the log and a mean of ½.
+    watched, and when last. Rates and means begin with a prior: that of the user for a column, for a user the rate of
+    the log and a mean of ½.
 
     Args:
       genres: float `[I, G]` multi-hot.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, RankingQuery, ranking_query
-from shortlist.models._column_features import DAY, PRIOR, ColumnFeatures, log_days
+from shortlist.models._column_features import DAY, NEVER, PRIOR, ColumnFeatures, log_days
 from shortlist.models._layers import last_n
 
 RECENT = (1, 3, 10)  # how many of the last watched items the similarities look at
@@ -199,7 +199,7 @@ class RankingFeatures(tf.Module):
     ) -> list[tf.Tensor]:
         total = tf.reduce_sum(tf.cast(query["history"] >= FIRST_ID, tf.float32), axis=1, keepdims=True)
         ago = tf.cast(query["time"][:, tf.newaxis] - times, tf.float32)  # [B, L]
-        gap = tf.reduce_min(tf.where(seen > 0, ago, 1e9), axis=1, keepdims=True)
+        gap = tf.reduce_min(tf.where(seen > 0, ago, NEVER), axis=1, keepdims=True)
         in_day = tf.reduce_sum(seen * tf.cast(ago <= DAY, tf.float32), axis=1, keepdims=True)
         popularity = tf.math.divide_no_nan(
             tf.reduce_sum(seen * tf.gather(self.log_count, history), 1, keepdims=True), length

@@ -11,7 +11,7 @@ import pydantic
 
 from shortlist import ShortlistError
 from shortlist.components import _workers
-from shortlist.components._config import Config
+from shortlist.components._config import Config, toml_lines
 from shortlist.components._files import replace_file
 from shortlist.components._search_space import SearchSpace, parse_space
 from shortlist.components._trials import TrialRecord, best_trial
@@ -317,11 +317,11 @@ class Sweep:
         if self.config.target == TWO_STAGE:
             for name, model in config.sources.items():
                 lines += ["", f"[sources.{name}]", f"model = {json.dumps(model.model)}"]
-                lines += _toml(_model_settings(config, f"sources.{name}"))
-            lines += ["", "[shortlist]", *_toml(config.shortlist.model_dump(mode="json"))]
-            lines += ["", "[ranker]", *_toml(_model_settings(config, "ranker"))]
+                lines += toml_lines(_model_settings(config, f"sources.{name}"))
+            lines += ["", "[shortlist]", *toml_lines(config.shortlist.model_dump(mode="json"))]
+            lines += ["", "[ranker]", *toml_lines(_model_settings(config, "ranker"))]
         else:
-            lines += ["", *_toml(_model_settings(config, self.stages[0].prefix.rstrip(".")))]
+            lines += ["", *toml_lines(_model_settings(config, self.stages[0].prefix.rstrip(".")))]
         replace_file(self.workdir / BEST, "\n".join(lines) + "\n")
 
 
@@ -369,17 +369,6 @@ def _searched(config: TwoStage, stage: Stage) -> dict[str, Any]:
     names = ["ranker"] if stage.build is two_stage else [f"sources.{name}" for name in config.sources]
     found: dict[str, Any] = {name: _model_settings(config, name) for name in names}
     return found | ({"shortlist": config.shortlist} if stage.build is shortlist_only else {})
-
-
-def _toml(settings: Mapping[str, Any]) -> list[str]:
-    """Plain settings as lines of TOML; a table is written in one line."""
-    return [f"{name} = {_value(value)}" for name, value in settings.items()]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_value(v)}" for key, v in value.items()) + " }"
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
-from shortlist.components._second_stage import by_odds, read_shortlists, read_shown
+from shortlist.components._second_stage import by_odds, read_shortlists, read_shown, score
 from shortlist.components.artifacts import Candidates
+from shortlist.models._layers import last_n
 from shortlist.models._optimizer import AdamWithTables
 from shortlist.models._ranking_features import GROUPS, group_of
 from shortlist.models.weighted_logistic import LADDER, WeightedLogistic
@@ -105,13 +106,13 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     if not config.embedding_dim:
         x = {"features": x["features"]}
     else:
-        x["history"] = _last(x["history"], config.history_length)
+        x["history"] = last_n(x["history"], config.history_length)[0].numpy()
         shutil.copy(inputs["encoded"] / "items.txt", workdir / "items.txt")
     order = np.random.default_rng(config.seed).permutation(len(label))  # fit shuffles again, by its own seed
     validate = None
     if config.patience:
         held = read_shortlists(candidates, "validation")
-        validate = Validate(lambda _: rank(model, held), data)
+        validate = Validate(lambda _: by_odds(held["items"], score(model, held)["odds"]), data)
     history = model.fit(
         {key: values[order] for key, values in x.items()},
         label[order],
@@ -133,17 +134,6 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     learned = config.weighted and shown and info["weight_from"] == "watch_time"
     facts = {"expected_watch_time": {"unit": config.watch_time_unit} if learned else None, "learned_from_shown": shown}
     save(model, served({"score": (model.score, spec)}, model), config, workdir, history.history, notes, facts)
-
-
-def rank(model: WeightedLogistic, table: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The candidates of shortlists (`read_shortlists`) by the odds, int32 `[Q, K]`, best first."""
-    keys = ("features", "items", "history")
-    size = 64
-    parts = [
-        model.score(*(table[key][start : start + size] for key in keys))["odds"].numpy()
-        for start in range(0, len(table["items"]), size)
-    ]
-    return by_odds(table["items"], np.concatenate(parts))
 
 
 def _learns_from_impressions(config: Config, candidates: Candidates) -> bool:
@@ -176,14 +166,6 @@ def _weights(config: Config, weight_from: str, label: np.ndarray, weight: np.nda
     if weight_from == "watch_time":
         weight = np.minimum(weight, config.watch_time_cap or np.inf) / config.watch_time_unit
     return np.where(label > 0, weight, 1).astype(np.float32)
-
-
-def _last(history: np.ndarray, length: int) -> np.ndarray:
-    """The last entries of rows `[N, M]` padded on the right, `[N, length]`."""
-    end = (history > 0).sum(axis=1, keepdims=True)
-    place = np.maximum(end - length, 0) + np.arange(length)
-    padded = np.pad(history, ((0, 0), (0, 1)))
-    return np.take_along_axis(padded, np.where(place < end, place, history.shape[1]), axis=1)
 
 
 def _new(

@@ -25,6 +25,7 @@ from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.metrics import ranking_metrics
 from shortlist.components.pipeline import Pipeline
 from shortlist.models import discover
+from shortlist.models._layers import last_n
 from shortlist.models._ranking_features import group_of
 from shortlist.trainers import weighted_logistic
 from shortlist.trainers.two_stage import CONFIGS, RANKER, defaults, load_config, model_names, parse_overrides, two_stage
@@ -224,8 +225,8 @@ def test_weights_by_hand() -> None:
 
 def test_the_last_of_a_history() -> None:
     history = np.array([[5, 6, 7, 0], [0, 0, 0, 0], [1, 2, 3, 4]])
-    assert weighted_logistic._last(history, 2).tolist() == [[6, 7], [0, 0], [3, 4]]
-    assert weighted_logistic._last(history, 6).tolist() == [[5, 6, 7, 0, 0, 0], [0] * 6, [1, 2, 3, 4, 0, 0]]
+    assert last_n(history, 2)[0].numpy().tolist() == [[6, 7], [0, 0], [3, 4]]
+    assert last_n(history, 6)[0].numpy().tolist() == [[5, 6, 7, 0, 0, 0], [0] * 6, [1, 2, 3, 4, 0, 0]]
 
 
 @pytest.mark.parametrize(
