@@ -84,7 +84,8 @@ def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: Sho
     catalogue = describe_catalogue(data, config.recent_years)
     quota = config.quotas(loaded)
     features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
-    return Shortlist(loaded, quota, min(config.size, sum(quota.values())), catalogue.recent_count, features)
+    size = min(config.size, sum(quota.values()))
+    return Shortlist(loaded, quota, size, catalogue.recent_count, features, data.kinds)
 
 
 def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
@@ -116,7 +117,15 @@ def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
         categories={name: data.items[f"category_{name}"] for name in data.state["categories"]},
         shared=tuple(data.state["shared_categories"]),
         numbers={name: data.items[f"number_{name}"] for name in data.state["numbers"]},
+        contexts={name: _by_condition(rows, keep, name, data) for name in data.kinds if name.startswith("context_")},
     )
+
+
+def _by_condition(rows: dict[str, np.ndarray], keep: np.ndarray, name: str, data: EncodedData) -> np.ndarray:
+    """The positives of every item in every condition of a context, float64 `[I, N]`."""
+    size = data.state["request"][name]["size"]
+    cells = rows["item"][keep].astype(np.int64) * size + rows[name][keep]
+    return np.bincount(cells, minlength=data.num_items * size).reshape(data.num_items, size).astype(np.float64)
 
 
 def retrieve(score: Callable[..., Any], queries: Queries, k: int, name: str, batch_size: int = 128) -> np.ndarray:

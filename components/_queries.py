@@ -61,18 +61,38 @@ class EncodedData:
             "title": table["title"].to_numpy(),
             "year": table["year"].to_numpy(),
             "genres": genres,
-            **_further(table),
+            **{n: table[n].to_numpy() for n in table.column_names if n.startswith(("category_", "number_"))},
         }
 
     @cached_property
     def users(self) -> Rows:
-        """By `user_key`: `id` (object), `user` int32 and the columns `category_<name>` int32."""
+        """By `user_key`: `id` (object), `user` int32 and the columns `user_<name>`, int32 or float32."""
         table = pq.read_table(self.artifact / "users.parquet")
-        return {"id": table["id"].to_numpy(), "user": table["user"].to_numpy(), **_further(table)}
+        return {name: table[name].to_numpy() for name in table.column_names}
 
-    def category(self, name: str, rows: np.ndarray) -> pa.Array:
-        """The values of a category by their rows, null for what is missing or unknown."""
-        values = (self.artifact / f"category_{name}.txt").read_text("utf-8").split("\n")[:-1]
+    @cached_property
+    def searches(self) -> np.ndarray:
+        """int32 `[N, T]`: the words of each text that is searched for, row 0 for none."""
+        return np.load(self.artifact / "searches.npy")
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What a query says beside user, history and time, a kind by name; see `query_spec`."""
+        return {name: info["kind"] for name, info in self.state["request"].items()}
+
+    def request(self, rows: Rows, at: np.ndarray) -> Rows:
+        """What the requests of the rows `at` say beside user, history and time; see `Query`."""
+        found = {}
+        for name, kind in self.kinds.items():
+            if kind == "tokens":
+                found[name] = self.searches[rows[name][at]]
+            else:
+                found[name] = self.users[name][rows["user_key"][at]] if name.startswith("user_") else rows[name][at]
+        return found
+
+    def category(self, file: str, rows: np.ndarray) -> pa.Array:
+        """The values of a category by their rows, of the vocabulary `file`; null for what is missing or unknown."""
+        values = (self.artifact / f"{file}.txt").read_text("utf-8").split("\n")[:-1]
         return pa.array([None, None, *values], pa.string()).take(pa.array(rows))
 
     def year_bucket(self) -> np.ndarray:
@@ -101,8 +121,9 @@ class Ragged:
 class Queries:
     """One query a user of a split, in the order of `user_key`: every array has one entry, or ragged row, a query.
 
-    `context` is what only a ranker reads, see `RankingQuery` of `shortlist.models._base`; `shown` are the rows of the
-    split with a known item, for whoever learns from impressions: `item`, `watched` (a positive), `weight` and `time`.
+    `request` is what it says besides: that of the user's first row in the split. `context` is what only a ranker reads,
+    see `RankingQuery` of `shortlist.models._base`; `shown` are the rows of the split with a known item, for whoever
+    learns from impressions: `item`, `watched` (a positive), `weight` and `time`.
     """
 
     split: str
@@ -114,6 +135,7 @@ class Queries:
     seen: Ragged
     targets: Ragged
     target_weight: Ragged
+    request: Mapping[str, np.ndarray] = field(default_factory=dict)
     context: Mapping[str, np.ndarray | Ragged] = field(default_factory=dict)
     shown: Mapping[str, Ragged] = field(default_factory=dict)
 
@@ -137,6 +159,7 @@ class Queries:
                     "history_time": self.history_time.padded(start, stop),
                     "time": self.time[start:stop],
                     "exclude": self.seen.padded(start, stop),
+                    **{key: value[start:stop] for key, value in self.request.items()},
                     **{
                         key: value.padded(start, stop) if isinstance(value, Ragged) else value[start:stop]
                         for key, value in self.context.items()
@@ -186,7 +209,6 @@ def build_queries(data: EncodedData, split: str, of_all: bool = False) -> Querie
         "impressions_time": _ragged(row, ignored, before["timestamp"], len(keys)),
         "example_age": _example_age(split, first[:-1]),
     }
-    context |= {f"user_{name}": data.users[f"category_{name}"][keys] for name in data.state["shared_categories"]}
     return Queries(
         split=split,
         user_key=keys.astype(np.int32),
@@ -197,6 +219,7 @@ def build_queries(data: EncodedData, split: str, of_all: bool = False) -> Querie
         seen=_ragged(row, seen, before["item"], len(keys)),
         targets=_ragged(rows, wanted, target["item"], len(keys)),
         target_weight=_ragged(rows, wanted, weight, len(keys)),
+        request=data.request(target, np.searchsorted(target["user_key"], keys)),
         context=context,
         shown={
             "item": _ragged(rows, shown, target["item"], len(keys)),
@@ -242,11 +265,6 @@ def known_weight(data: EncodedData, rows: Rows) -> np.ndarray:
     source = weight_source(data)
     values = np.full(len(rows["item"]), np.nan, np.float32) if source == "none" else rows[source]
     return np.where(np.isfinite(values), values, -1).astype(np.float32)
-
-
-def _further(table: pa.Table) -> Rows:
-    names = [n for n in table.column_names if n.startswith(("category_", "number_"))]
-    return {name: table[name].to_numpy() for name in names}
 
 
 def _ragged(row: np.ndarray, keep: np.ndarray, values: np.ndarray, count: int) -> Ragged:

@@ -20,6 +20,7 @@ MEANING = {
     "impressions": "ids of what was shown and not watched, beside what is stored of the user",
     "impressions_time": "when each was shown, seconds since 1970; an absent one is the request's time",
     "time": "of the request, seconds since 1970",
+    "query": "what is searched for; its known words count",
     "exclude": "ids never to return, beside the history and what is stored of the user",
     "k": "how many items, at most the catalogue; 0 returns none",
     "candidates": "ids to score; an unknown or absent one scores 0",
@@ -45,10 +46,13 @@ SCORES = {
 }
 
 
-def choose_requests(items: np.ndarray, users: np.ndarray, newest: int, oldest: int) -> list[Request]:
+def choose_requests(
+    items: np.ndarray, users: np.ndarray, newest: int, oldest: int, said: Mapping[str, Any] | None = None
+) -> list[Request]:
     """About twenty requests of every kind, the same for the same data.
 
-    `items` and `users` are ids in the order of their vocabularies, at least one each; the times are those of the data.
+    `items` and `users` are ids in the order of their vocabularies, at least one each; the times are those of the data;
+    `said` is a value of everything else that a request may say.
     """
 
     def spread(ids: np.ndarray, count: int) -> list[str]:
@@ -76,12 +80,18 @@ def choose_requests(items: np.ndarray, users: np.ndarray, newest: int, oldest: i
         {"k": 0},
         {"k": -7, "history": few},
     ]
+    if said:
+        unknown = {name: value if isinstance(value, float) else "an unknown one" for name, value in said.items()}
+        requests += [{"user": "a new user", "history": few, **said}, {"user": known[0], **said}]
+        requests += [{"user": known[0], **unknown}]
     if len(items) <= LARGE:
         requests += [{"user": known[0], "k": len(items) + 5}, {"k": len(items) + 5}]
     return requests
 
 
-def recorded_inputs(requests: Sequence[Request], items: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+def recorded_inputs(
+    requests: Sequence[Request], items: np.ndarray, contexts: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
     """The inputs of every signature for the requests: each alone, and those of common size in one batch."""
     batch = [r for r in requests if r.get("k", 0) <= 50]
     groups = [[r] for r in requests] + [batch]
@@ -90,8 +100,8 @@ def recorded_inputs(requests: Sequence[Request], items: np.ndarray) -> dict[str,
     of_items: list[Request] = [{"item": i, "k": r.get("k", -1)} for i, r in zip(offered * 2, requests, strict=False)]
     return {
         "serving_default": [{"examples": [{"b64": encode_example(r)} for r in group]} for group in groups],
-        **{name: [_short(group, "exclude", "k") for group in groups] for name in ("recommend", "retrieve")},
-        "rank": [{**_short(group), "candidates": [offered] * len(group)} for group in groups],
+        **{name: [_short(group, "exclude", "k", *contexts) for group in groups] for name in ("recommend", "retrieve")},
+        "rank": [{**_short(group, *contexts), "candidates": [offered] * len(group)} for group in groups],
         "similar_items": [
             {"item": [r["item"] for r in group], "k": [r["k"] for r in group]}
             for group in [*([r] for r in of_items), [r for r in of_items if r["k"] <= 50]]
@@ -104,8 +114,8 @@ def _short(group: Sequence[Request], *further: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {"user": "", "history": [], "time": -1, "exclude": [], "k": -1}
     inputs = {}
     for name in ("user", "history", "time", *further):
-        values = [r.get(name, defaults[name]) for r in group]
-        if isinstance(defaults[name], list):
+        values = [r.get(name, defaults.get(name, "")) for r in group]
+        if isinstance(values[0], list):
             width = max(1, *map(len, values))
             values = [[*v, *[""] * (width - len(v))] for v in values]
         inputs[name] = values
@@ -126,6 +136,14 @@ def encode_example(request: Request) -> str:
 
     features = tf.train.Features(feature={name: feature(value) for name, value in sorted(request.items())})
     return base64.b64encode(tf.train.Example(features=features).SerializeToString(deterministic=True)).decode()
+
+
+def _meaning(name: str) -> str:
+    if name.startswith("user_"):
+        return f"the user's {name.removeprefix('user_')}; an absent one is that stored of the user"
+    if name.startswith("context_"):
+        return f"the {name.removeprefix('context_')} of the request; an unknown one is as good as none"
+    return MEANING[name]
 
 
 def describe_signatures(
@@ -154,8 +172,9 @@ def describe_signatures(
         lines += ["", f"## {signature}", "", SCORES[signature]]
         lines += table("input", "type", "meaning", "default")
         inputs, outputs = function.structured_input_signature[1], function.structured_outputs
-        for n in sorted(inputs, key=list(MEANING).index):
-            lines.append(f"| `{n}` | {inputs[n].dtype.name} {LETTERS[n]} | {MEANING[n]} | {defaults.get(n, 'none')} |")
+        for n in sorted(inputs, key=lambda n: [*MEANING, n].index(n)):
+            kind = f"{inputs[n].dtype.name} {LETTERS.get(n, '[B]')}"
+            lines.append(f"| `{n}` | {kind} | {_meaning(n)} | {defaults.get(n, 'none')} |")
         lines += table("output", "type", "meaning")
         for n in sorted(outputs, key=list(OUTPUT).index):
             letters = "[B]" if n == "count" else "[B, C]" if signature == "rank" else "[B, M]"
@@ -164,7 +183,7 @@ def describe_signatures(
     lines += table("feature", "type", "meaning", "default")
     for n, feature in example_features.items():
         kind = f"{feature.dtype.name}{'' if hasattr(feature, 'default_value') else ' list'}"
-        meaning = MEANING.get(n) or f"the user's {n.removeprefix('user_')}; an absent one is that stored of the user"
+        meaning = _meaning(n)
         lines.append(f"| `{n}` | {kind} | {meaning} | {defaults[n]} |")
     lines += ["", "## What the ranker sees", "", ", ".join(f"`{n}`" for n in ranker_features), ""]
     return "\n".join(lines)

@@ -55,8 +55,8 @@ def user_slices(data: EncodedData, queries: Queries, cold: int) -> Slices:
     yield "cold_user", "warm", length >= cold
     table = pq.read_table(data.artifact / "users.parquet")
     for name in [c for c in table.column_names if c not in ("id", "user")]:
-        for part, has in _categories(_named(data, name, table)):
-            yield f"user.{name.removeprefix('category_')}", part, has[queries.user_key]
+        for part, has in _categories(_named(data, data.state["request"].get(name, {}).get("file"), table[name])):
+            yield f"user.{name.removeprefix('user_')}", part, has[queries.user_key]
 
 
 def target_slices(data: EncodedData, queries: Queries, counts: np.ndarray, cold: int) -> Slices:
@@ -81,12 +81,13 @@ def target_slices(data: EncodedData, queries: Queries, counts: np.ndarray, cold:
     table = pq.read_table(data.artifact / "items.parquet")
     for name in [c for c in table.column_names if c not in ("id", "title", "year", "genres")]:
         shown = name.removeprefix("category_")
-        parts_of = _categories(_named(data, name, table))
+        parts_of = _categories(_named(data, name if name.startswith("category_") else None, table[name]))
         yield from ((f"item.{shown}", part, known & has[items]) for part, has in parts_of)
     rows = data.rows(queries.split)
     for name in [c for c in rows if c.startswith("context_")]:
-        values = pa.chunked_array([pa.array(rows[name][rows["positive"]], from_pandas=True)])
-        yield from ((name, part, has) for part, has in _categories(values))
+        values = pa.chunked_array([rows[name][rows["positive"]]])
+        named = _named(data, data.state["request"][name]["file"], values)
+        yield from ((name, part, has) for part, has in _categories(named))
 
 
 def slice_table(
@@ -136,11 +137,9 @@ def slice_table(
     return pa.concat_tables(tables)
 
 
-def _named(data: EncodedData, name: str, table: pa.Table) -> pa.ChunkedArray:
-    """A column of an encoded table, a category by its values."""
-    if not name.startswith("category_"):
-        return table[name]
-    return pa.chunked_array([data.category(name.removeprefix("category_"), table[name].to_numpy())])
+def _named(data: EncodedData, file: str | None, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of an encoded table, a category by the values of its vocabulary `file`."""
+    return column if file is None else pa.chunked_array([data.category(file, column.to_numpy())])
 
 
 def _categories(column: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:

@@ -121,16 +121,19 @@ class Encoded(Artifact):
 
     - `train.parquet` … `test.parquet`: user_key int32 (the row of `users.parquet`, defined for every user), user int32
       (row of the model's tables, 1 when not in the vocabulary), item int32, timestamp int64, rating float32,
-      watch_time float32 (null as NaN), positive bool, watched bool (false for an impression without a watch); sorted
-      as in `Splits`, `user_key` in the place of the user.
+      watch_time float32 (null as NaN), positive bool, watched bool (false for an impression without a watch),
+      `context_<dimension>` int32 (0 missing or unknown), query int32 (row of `searches.npy`, where there are any);
+      sorted as in `Splits`, `user_key` in the place of the user.
     - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 (0 if
       unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0 missing, 1 unknown),
       `number_<column>` float32 (null as NaN).
-    - `users.parquet`: one row a `user_key`: id string, user int32, `category_<column>` int32 of the same vocabulary,
-      where users have the column.
+    - `users.parquet`: one row a `user_key`: id string, user int32, `user_<column>` int32 (of the items' vocabulary
+      where they have the column) or float32.
+    - `searches.npy`: int32 `[N, T]`, the words of each text that is searched for, row 0 for none.
     - `state.json`: `{"fitted_on", "items", "users", "genres": [...], "positive_threshold", "time": {"min", "max"},
-      "year_boundaries", ...}`; `items.txt`, `users.txt`, `genres.txt`, `category_<column>.txt`: the vocabularies, line
-      n is row n + 2.
+      "year_boundaries", "request": what a query says besides (see `RequestColumns`), ...}`; `items.txt`, `users.txt`,
+      `genres.txt`, `category_<column>.txt`, `user_<column>.txt`, `context_<dimension>.txt`, `query.txt`: the
+      vocabularies, line n is row n + 2.
     - `splits.json`, `source.json`: as in `Splits`.
     """
 

@@ -56,7 +56,7 @@ class CandidateGenerator(Component):
         data = EncodedData(encoded)
         first_stage = build_shortlist(data, sources, self.config)
 
-        spec = ranking_spec(data.state["shared_categories"])
+        spec = ranking_spec(data.kinds)
         rows = tf.TensorSpec([None, None], tf.int32)
         length = self.config.history_length
 

@@ -61,6 +61,7 @@ class Exporter(Component):
         import tensorflow as tf
 
         from shortlist.models._bundle import Servable
+        from shortlist.models._transform import RequestReader
 
         ranker.refuse_unless_made_from(candidates)
         info = candidates.read_json("candidates.json")
@@ -78,7 +79,7 @@ class Exporter(Component):
                 f"candidates and the sources come from the same settings. Received: a difference in {', '.join(other)}."
             )
         rows = data.rows(*Encoded.NAMES)
-        shared, weight_from = data.state["shared_categories"], weight_source(data)
+        weight_from = weight_source(data)
         learned = ranker.read_json("model.json").get("expected_watch_time")
         times = rows["timestamp"]
         newest, oldest = int(times.max(initial=0)), int(times.min(initial=times.max(initial=0)))
@@ -97,7 +98,7 @@ class Exporter(Component):
                 stored=store(rows, data),
                 now=newest,
                 default_k=self.config.default_k,
-                category_files={name: str(encoded / f"category_{name}.txt") for name in shared},
+                reader=RequestReader(data.state["request"], str(encoded.uri), of_users(data), data.state["time_zone"]),
                 weight_from=weight_from,
                 ranker_rows=_rows_of(ranker, ids),
                 unit=learned["unit"] if learned else None,
@@ -115,7 +116,9 @@ class Exporter(Component):
         )
         (out / "signatures.md").write_text(page, "utf-8")
         users = data.users["id"][data.users["user"] >= 2]
-        requests = recorded_inputs(choose_requests(ids[2:], users, newest, oldest), ids[2:])
+        contexts = [name for name in data.kinds if name.startswith("context_")]
+        chosen = choose_requests(ids[2:], users, newest, oldest, said(data))
+        requests = recorded_inputs(chosen, ids[2:], contexts)
         self._record(out, signatures, {name: requests[name] for name in signatures})
 
     def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:
@@ -148,10 +151,28 @@ def store(rows: dict[str, np.ndarray], data: EncodedData) -> "Stored":
     user, time = rows["user"][keep], rows["timestamp"][keep]
     order = np.lexsort((time, user))  # stable: ties keep the order of the splits
     splits = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=data.num_users))])
-    categories = {}
-    for name in data.state["shared_categories"]:
-        known = data.users["user"] >= 2
-        categories[name] = np.zeros(data.num_users, np.int32)
-        categories[name][data.users["user"][known]] = data.users[f"category_{name}"][known]
     item, positive, watched = (rows[name][keep][order] for name in ("item", "positive", "watched"))
-    return Stored(splits, item, time[order], positive, watched, known_weight(data, rows)[keep][order], categories)
+    return Stored(splits, item, time[order], positive, watched, known_weight(data, rows)[keep][order])
+
+
+def said(data: EncodedData) -> dict[str, Any]:
+    """A value of everything that a request may say beside user, history and time."""
+    found: dict[str, Any] = {}
+    for name, info in data.state["request"].items():
+        if info["kind"] == "number":
+            found[name] = float(info["quantiles"][0])
+        else:
+            words = (data.artifact / f"{info['file']}.txt").read_text("utf-8").split("\n")[:2]
+            found[name] = " ".join(words) if info["kind"] == "tokens" else words[0]
+    return found
+
+
+def of_users(data: EncodedData) -> dict[str, np.ndarray]:
+    """The columns that users of the vocabulary have, by user row; 0 or NaN for the others."""
+    known = data.users["user"] >= 2
+    found = {}
+    for name, kind in data.kinds.items():
+        if name.startswith("user_"):
+            found[name] = np.full(data.num_users, np.nan if kind == "number" else 0, data.users[name].dtype)
+            found[name][data.users["user"][known]] = data.users[name][known]
+    return found

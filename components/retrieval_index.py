@@ -29,9 +29,10 @@ class RetrievalIndex(Component):
 
         model.refuse_unless_made_from(encoded)
         retriever = tf.saved_model.load(str(model / "serving"))
-        ids = EncodedData(encoded).items["id"].astype(str)
+        data = EncodedData(encoded)
+        ids = tf.constant(data.items["id"].astype(str))
         cls = FactorizedIndex if hasattr(retriever, "item_vectors") else ScoredIndex
-        index = cls(retriever, tf.constant(ids))
+        index = cls(retriever, ids, data.kinds)
         tf.saved_model.save(index, str(out / "index"))
         shutil.copy(model / "model.json", out / "model.json")
 

@@ -1,10 +1,10 @@
 """Strings to table rows: vocabularies, bucket boundaries and quantiles, fitted on the training part only."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._categories import FIRST_ID, category, lookup, one_line, vocabulary, with_nan
 from shortlist.components._config import Config
+from shortlist.components._request_columns import RequestColumns
 from shortlist.components.artifacts import Encoded, Splits
 from shortlist.components.pipeline import Component
 
-OOV, FIRST_ID = 1, 2
 _CATEGORY, _NUMBER = "category_", "number_"
 
 
@@ -31,6 +32,13 @@ class TransformConfig(Config):
       quantiles: number of quantiles kept of a number that is to be normalized.
       categories: text columns of the items, and of the users where they have them too, that the ranker tells apart.
       numbers: columns of numbers of the items that it sees.
+      user_categories: text columns of the users, which a request may say.
+      user_numbers: columns of numbers of the users.
+      time_contexts: contexts that the time decides: daypart (quarters of the day from midnight), weekday, weekend
+        (Saturday and Sunday), season (of the northern half). They stand beside the data's own `context_*` columns.
+      time_zone: where the users are, such as Europe/Vienna. MovieLens doesn't say, so UTC's evening may be a morning.
+      query_words: the most frequent words searched for (the column `query`) that are told apart; 0 leaves them out.
+      query_length: words of one search that are kept, the first ones.
 
     Of the default names of columns, those that the source has are taken; any other name must be there.
     """
@@ -41,6 +49,23 @@ class TransformConfig(Config):
     quantiles: int = pydantic.Field(101, ge=2, le=10_001)
     categories: tuple[str, ...] = ("language", "channel")
     numbers: tuple[str, ...] = ("length",)
+    user_categories: tuple[str, ...] = ("gender", "occupation", "country", "place", "language")
+    user_numbers: tuple[str, ...] = ("age",)
+    time_contexts: tuple[Literal["daypart", "weekday", "weekend", "season"], ...] = ()
+    time_zone: str = "UTC"
+    query_words: int = pydantic.Field(20_000, ge=0)
+    query_length: int = pydantic.Field(16, ge=1, le=1000)
+
+    @pydantic.field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"`time_zone` must be a name of the IANA data base, such as Europe/Vienna. Received: {value!r}."
+            ) from None
+        return value
 
     def columns(self, items: pa.Schema) -> tuple[list[str], list[str]]:
         """The categories and the numbers that the items have.
@@ -91,7 +116,7 @@ class Transform(Component):
         parts = {name: pq.read_table(splits / f"{name}.parquet") for name in splits.names}
         info = splits.read_json("splits.json")
         fitted = pa.concat_tables(parts.values()) if self.config.fit_on == "all" else parts["train"]
-        items, users = _vocabulary(fitted["item"], self.config.min_count), _vocabulary(fitted["user"], 1)
+        items, users = vocabulary(fitted["item"], self.config.min_count), vocabulary(fitted["user"], 1)
         if not len(items):
             raise ShortlistError(
                 f"`transform.min_count` leaves no item: none of the {fitted.num_rows:,} training rows' items has that "
@@ -101,23 +126,27 @@ class Transform(Component):
         genre_lists = catalogue["genres"].combine_chunks()
         genres = pa.array(sorted(set(genre_lists.flatten().to_pylist())), pa.string())
         categories, numbers = self.config.columns(catalogue.schema)
-        values = {name: _vocabulary(_text(catalogue[name]).drop_null(), 1) for name in categories}
+        values = {name: vocabulary(one_line(catalogue[name]).drop_null(), 1) for name in categories}
         values = {name: vocabulary for name, vocabulary in values.items() if len(vocabulary)}
         years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
         known_years = years[years > 0]
         user_table = pq.read_table(splits / "users.parquet").sort_by("user")
+        shared = {name: v for name, v in values.items() if name in user_table.column_names}
+        request = RequestColumns(self.config, fitted, user_table, shared)
+        searches = request.write(out, parts)
 
         for name, part in parts.items():
             encoded = pa.table(
                 {
-                    "user_key": _lookup(part["user"], user_table["user"], 0),
-                    "user": _lookup(part["user"], users, FIRST_ID),
-                    "item": _lookup(part["item"], items, FIRST_ID),
+                    "user_key": lookup(part["user"], user_table["user"], 0),
+                    "user": lookup(part["user"], users, FIRST_ID),
+                    "item": lookup(part["item"], items, FIRST_ID),
                     "timestamp": part["timestamp"],
-                    "rating": _with_nan(part["rating"]),
-                    "watch_time": _with_nan(part["watch_time"]),
+                    "rating": with_nan(part["rating"]),
+                    "watch_time": with_nan(part["watch_time"]),
                     "positive": _positive(part, info["positive_threshold"]),
                     "watched": pc.equal(part["event"], "watch"),
+                    **request.of_rows(part, searches),
                 }
             )
             order = np.argsort(encoded["user_key"].to_numpy(), kind="stable")  # the splits' order within a user is kept
@@ -132,20 +161,16 @@ class Transform(Component):
                 "genres": pa.concat_arrays(
                     [pa.array([[]] * FIRST_ID, pa.list_(pa.int32())), _lookup_lists(genre_lists, genres)]
                 ),
-                **{_CATEGORY + n: _reserved(_category(_text(catalogue[n]), v), 0) for n, v in values.items()},
-                **{_NUMBER + n: _reserved(_with_nan(catalogue[n]), np.nan) for n in numbers},
+                **{_CATEGORY + n: _reserved(category(one_line(catalogue[n]), v), 0) for n, v in values.items()},
+                **{_NUMBER + n: _reserved(with_nan(catalogue[n]), np.nan) for n in numbers},
             }
         )
         pq.write_table(rows, out / "items.parquet")
-        shared = {name: v for name, v in values.items() if name in user_table.column_names}
-        own = {_CATEGORY + name: _category(_text(user_table[name]), v) for name, v in shared.items()}
-        pq.write_table(
-            pa.table({"id": user_table["user"], "user": _lookup(user_table["user"], users, FIRST_ID), **own}),
-            out / "users.parquet",
-        )
+        own = {"id": user_table["user"], "user": lookup(user_table["user"], users, FIRST_ID)}
+        pq.write_table(pa.table({**own, **request.of_users(user_table)}), out / "users.parquet")
         named = {_CATEGORY + name: v for name, v in values.items()}
-        for name, vocabulary in {"items": items, "users": users, "genres": genres, **named}.items():
-            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in vocabulary.to_pylist()), "utf-8")
+        for name, lines in {"items": items, "users": users, "genres": genres, **named}.items():
+            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in lines.to_pylist()), "utf-8")
         times = fitted["timestamp"].drop_null().to_numpy()
         share = np.linspace(0, 1, self.config.quantiles)
         state = {
@@ -156,6 +181,8 @@ class Transform(Component):
             "categories": list(values),
             "shared_categories": list(shared),
             "numbers": numbers,
+            "request": request.state,
+            "time_zone": self.config.time_zone,
             "positive_threshold": info["positive_threshold"],
             "time": {"min": int(times.min()), "max": int(times.max())} if len(times) else None,
             "time_quantiles": np.quantile(times, share).tolist() if len(times) else None,
@@ -166,39 +193,13 @@ class Transform(Component):
             shutil.copy(splits / name, out / name)
 
 
-def _vocabulary(ids: pa.ChunkedArray, min_count: int) -> pa.Array:
-    counts = ids.value_counts()
-    names, number = counts.field("values"), counts.field("counts").to_numpy()
-    keep = number >= min_count
-    digests = np.array([hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names.to_pylist()], "S8")
-    order = np.lexsort((digests, -number))
-    return names.take(order[keep[order]])
-
-
-def _lookup(ids: pa.ChunkedArray, vocabulary: pa.Array | pa.ChunkedArray, first: int) -> pa.Array:
-    values = vocabulary.combine_chunks() if isinstance(vocabulary, pa.ChunkedArray) else vocabulary
-    rows = pc.add(pc.index_in(ids, value_set=values), first).fill_null(OOV).cast(pa.int32())
-    return rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
-
-
-def _lookup_lists(lists: pa.ListArray, vocabulary: pa.Array) -> pa.ListArray:
+def _lookup_lists(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
     lists = pc.fill_null(lists, pa.scalar([], lists.type))
-    return pa.ListArray.from_arrays(lists.offsets, _lookup(pa.chunked_array([lists.values]), vocabulary, FIRST_ID))
+    return pa.ListArray.from_arrays(lists.offsets, lookup(pa.chunked_array([lists.values]), values, FIRST_ID))
 
 
 def _take_by_id(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
     return table.take(pc.index_in(ids, value_set=table[column].combine_chunks()))
-
-
-def _category(column: pa.ChunkedArray, vocabulary: pa.Array) -> np.ndarray:
-    """int32: 0 for a missing value, 1 for one that no item of the vocabulary has."""
-    return np.where(column.is_null().to_numpy(), 0, _lookup(column, vocabulary, FIRST_ID).to_numpy()).astype(np.int32)
-
-
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """As text of one line each, as a vocabulary has it; "" is a missing value."""
-    lines = pc.replace_substring_regex(column.cast(pa.string()), r"[\r\n]+", " ")
-    return pc.if_else(pc.equal(lines, ""), pa.scalar(None, pa.string()), lines)
 
 
 def _reserved(values: Any, fill: float) -> np.ndarray:
@@ -209,10 +210,6 @@ def _reserved(values: Any, fill: float) -> np.ndarray:
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _with_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.float32()).fill_null(float("nan"))
 
 
 def _positive(part: pa.Table, threshold: float | None) -> pa.ChunkedArray:

@@ -4,7 +4,7 @@ Ids inside a model are int32 rows of its tables. Behind a `Transform`, row 0 is 
 vocabulary"; both are masked whenever items are recommended.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -16,8 +16,17 @@ Query = dict[str, tf.Tensor]
 """One row a request, everything known before it:
 
 `user` int32 `[B]`; `history` int32 `[B, L]`, the positives so far, oldest first, padded with 0 on the right;
-`history_time` int64 `[B, L]`, seconds since 1970; `time` int64 `[B]`, the time of the request.
+`history_time` int64 `[B, L]`, seconds since 1970; `time` int64 `[B]`, the time of the request. And what the data says
+besides, by kind: a category `user_<column>` or `context_<dimension>` int32 `[B]`, 0 where it is missing; a number
+`user_<column>` float32 `[B]`, NaN where it is missing; the words searched for, `query` int32 `[B, T]`, padded with 0.
 """
+
+KINDS = {
+    "category": tf.TensorSpec([None], tf.int32),
+    "number": tf.TensorSpec([None], tf.float32),
+    "tokens": tf.TensorSpec([None, None], tf.int32),
+}
+"""The kinds of what a query may say beside user, history and time."""
 
 QUERY_SPEC: Query = {
     "user": tf.TensorSpec([None], tf.int32, "user"),
@@ -31,25 +40,29 @@ RankingQuery = Query
 
 `history_weight` float32 `[B, L]`, the watch time or rating of each of `history`, -1 where unknown; `impressions` int32
 `[B, M]`, items shown earlier and not watched, padded with 0, and `impressions_time` int64 `[B, M]`; `example_age`
-float32 `[B]`, seconds by which a training example is older than the newest, 0 in serving; `user_<category>` int32
-`[B]`.
+float32 `[B]`, seconds by which a training example is older than the newest, 0 in serving.
 """
 
 
-def ranking_spec(categories: Sequence[str] = ()) -> RankingQuery:
-    """The input signature of a `RankingQuery`; `categories` are the columns that users share with items."""
+def query_spec(kinds: Mapping[str, str] | None = None) -> Query:
+    """The input signature of a `Query`; `kinds` says what else there is, a kind by name."""
+    further = {name: tf.TensorSpec(KINDS[k].shape, KINDS[k].dtype, name) for name, k in (kinds or {}).items()}
+    return {**QUERY_SPEC, **further}
+
+
+def ranking_spec(kinds: Mapping[str, str] | None = None) -> RankingQuery:
+    """The input signature of a `RankingQuery`; `kinds` as for `query_spec`."""
     return {
-        **QUERY_SPEC,
+        **query_spec(kinds),
         "history_weight": tf.TensorSpec([None, None], tf.float32, "history_weight"),
         "impressions": tf.TensorSpec([None, None], tf.int32, "impressions"),
         "impressions_time": tf.TensorSpec([None, None], tf.int64, "impressions_time"),
         "example_age": tf.TensorSpec([None], tf.float32, "example_age"),
-        **{f"user_{name}": tf.TensorSpec([None], tf.int32, f"user_{name}") for name in categories},
     }
 
 
-def ranking_query(query: Query, categories: Sequence[str] = ()) -> RankingQuery:
-    """The query with what is absent for a ranker: weights of -1, no impressions, age 0, unknown categories."""
+def ranking_query(query: Query, categories: Iterable[str] = ()) -> RankingQuery:
+    """The query with what is absent for a ranker: weights of -1, no impressions, age 0, missing categories."""
     batch, history = tf.shape(query["user"])[:1], tf.shape(query["history"])
     nothing = tf.concat([batch, [0]], axis=0)
     absent = {
@@ -57,7 +70,7 @@ def ranking_query(query: Query, categories: Sequence[str] = ()) -> RankingQuery:
         "impressions": tf.zeros(nothing, tf.int32),
         "impressions_time": tf.zeros(nothing, tf.int64),
         "example_age": tf.zeros(batch),
-        **{f"user_{name}": tf.zeros(batch, tf.int32) for name in categories},
+        **{name: tf.zeros(batch, tf.int32) for name in categories},
     }
     return {**absent, **query}
 

@@ -1,7 +1,7 @@
 """The served graph: both stages behind string ids, in nothing but TensorFlow's own operations."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, OOV, RankingQuery, masked_top_k
 from shortlist.models._shortlist import Proposals, Shortlist
-from shortlist.models._transform import IdLookup
+from shortlist.models._transform import IdLookup, RequestReader
 
 ABSENT = -1  # a number that was not given; text that was not given is ""
 FALLBACK = "popularity"
@@ -19,6 +19,7 @@ HISTORY = tf.TensorSpec([None, None], tf.string, "history")
 EXCLUDE = tf.TensorSpec([None, None], tf.string, "exclude")
 TIME = tf.TensorSpec([None], tf.int64, "time")
 K = tf.TensorSpec([None], tf.int32, "k")
+CANDIDATES = tf.TensorSpec([None, None], tf.string, "candidates")
 WEIGHTS = {"watch_time": "history_watch_time", "rating": "history_rating"}
 """The feature of an example that says what each of its history weighs."""
 
@@ -28,8 +29,7 @@ class Stored:
     """What known users did: row u of the user table did entries `splits[u]` to `splits[u + 1]`, oldest first.
 
     `splits` int64 `[U + 1]`; `item` int32 `[N]`, none unknown; `time` int64 `[N]`; `positive` and `watched` bool `[N]`,
-    what is not watched was only shown; `weight` float32 `[N]`, watch time or rating, -1 if unknown; `categories` int32
-    `[U]` by name, those of the users.
+    what is not watched was only shown; `weight` float32 `[N]`, watch time or rating, -1 if unknown.
     """
 
     splits: np.ndarray
@@ -38,7 +38,6 @@ class Stored:
     positive: np.ndarray
     watched: np.ndarray
     weight: np.ndarray
-    categories: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Request(NamedTuple):
@@ -67,7 +66,7 @@ class Servable(tf.Module):
       stored: what known users did.
       now: the time of a request that gives none, seconds since 1970.
       default_k: the k of a request that gives none.
-      category_files: the vocabularies of the categories that users share with items, by name.
+      reader: of what a request says besides.
       weight_from: "watch_time", "rating" or "none", what a history weighs.
       ranker_rows: the ranker's own row of every item, int32 `[I]`, where it has a table of them.
       unit: seconds; of the ranker's expected watch time, if it has learned it.
@@ -84,13 +83,13 @@ class Servable(tf.Module):
         stored: Stored,
         now: int,
         default_k: int = 10,
-        category_files: Mapping[str, str] | None = None,
+        reader: RequestReader | None = None,
         weight_from: str = "none",
         ranker_rows: np.ndarray | None = None,
         unit: float | None = None,
     ):
         super().__init__(name="bundle")
-        self.categories = {name: IdLookup(file) for name, file in (category_files or {}).items()}
+        self.reader = reader or RequestReader({}, "", {})
         self.weight_name, self.unit = WEIGHTS.get(weight_from), unit
         rows = np.arange(len(item_ids)) if ranker_rows is None else ranker_rows
         self.ranker_rows = tf.Variable(rows, trainable=False, dtype=tf.int32)
@@ -104,12 +103,12 @@ class Servable(tf.Module):
         self.stored_positive = tf.Variable(stored.positive, trainable=False, dtype=tf.bool)
         self.stored_watched = tf.Variable(stored.watched, trainable=False, dtype=tf.bool)
         self.stored_weight = tf.Variable(stored.weight, trainable=False, dtype=tf.float32)
-        self.user_categories = {
-            name: tf.Variable(stored.categories[name], trainable=False, dtype=tf.int32) for name in self.categories
-        }
         self.now, self.default_k = now, default_k
         asked = {name: spec for name, (_, spec) in self._parts().items()}
         self._recommended = tf.function(self._recommend, input_signature=[asked], autograph=False)
+        self.recommend = self._short(lambda given: self._recommended(self._completed(given)), EXCLUDE, K)
+        self.retrieve = self._short(self._retrieve, EXCLUDE, K)
+        self.rank = self._short(self._rank, CANDIDATES)
         names = [name for name in shortlist.sources if name in shortlist.features.vectors]
         if names:
             self.vectors = shortlist.features.vectors[names[0]]  # [I, D], of length 1
@@ -138,9 +137,7 @@ class Servable(tf.Module):
         if self.shortlist.features.columns.base_rate:
             parts["impressions"] = (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string))
             parts["impressions_time"] = (tf.io.RaggedFeature(tf.int64), tf.TensorSpec(more, tf.int64))
-        for name in self.categories:
-            parts[f"user_{name}"] = (tf.io.FixedLenFeature([], tf.string, ""), tf.TensorSpec(one, tf.string))
-        return parts
+        return {**parts, **self.reader.features}
 
     @property
     def example_features(self) -> dict[str, Any]:
@@ -161,27 +158,22 @@ class Servable(tf.Module):
         given["k"] = tf.cast(tf.clip_by_value(given["k"], tf.int32.min, tf.int32.max), tf.int32)
         return self._recommended(given)
 
-    @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
-    def recommend(
-        self, user: tf.Tensor, history: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        return self._recommended(self._completed(user, history, time, exclude, k))
+    def _short(self, function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec) -> Any:
+        """A signature of some of the inputs and the contexts."""
+        contexts = [spec for name, (_, spec) in self.reader.features.items() if name.startswith("context_")]
+        asked = {spec.name: spec for spec in (USER, HISTORY, TIME, *contexts, *inputs)}
+        return tf.function(lambda **given: function(given), autograph=False).get_concrete_function(**asked)
 
-    @tf.function(input_signature=[USER, HISTORY, EXCLUDE, TIME, K], autograph=False)
-    def retrieve(
-        self, user: tf.Tensor, history: tf.Tensor, exclude: tf.Tensor, time: tf.Tensor, k: tf.Tensor
-    ) -> dict[str, tf.Tensor]:
-        request = self._request(self._completed(user, history, time, exclude, k))
+    def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        request = self._request(self._completed(given))
         proposals = self.shortlist.propose(request.query, request.exclude)
         return self._answer(request, proposals, *self.shortlist.cut(proposals))
 
-    @tf.function(
-        input_signature=[USER, HISTORY, TIME, tf.TensorSpec([None, None], tf.string, "candidates")], autograph=False
-    )
-    def rank(self, user: tf.Tensor, history: tf.Tensor, time: tf.Tensor, candidates: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
-        _same_batch(user, candidates=candidates)
-        request = self._request(self._completed(user, history, time))
+        candidates = given["candidates"]
+        _same_batch(given["user"], candidates=candidates)
+        request = self._request(self._completed(given))
         proposals = self.shortlist.propose(request.query, request.exclude)
         rows = self.item_rows(candidates)  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
@@ -207,25 +199,18 @@ class Servable(tf.Module):
     def _counts(self, k: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(tf.where(k == ABSENT, self.default_k, k), 0, self.item_ids.shape[0] - FIRST_ID)
 
-    def _completed(
-        self,
-        user: tf.Tensor,
-        history: tf.Tensor,
-        time: tf.Tensor,
-        exclude: tf.Tensor | None = None,
-        k: tf.Tensor | None = None,
-    ) -> dict[str, tf.Tensor]:
+    def _completed(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """A request of a short form, with all that it doesn't say."""
-        said = {"user": user, "history": history, "time": time, "exclude": exclude, "k": k}
-        given = {name: value for name, value in said.items() if value is not None}
+        user, history = given["user"], given["history"]
+        completed = {}
         for name, (_, spec) in self._parts().items():
             like = user if spec.shape.rank == 1 else history if name.startswith("history") else history[:, :0]
-            given.setdefault(name, _absent(like, spec.dtype))
-        return given
+            completed[name] = given[name] if name in given else _absent(like, spec.dtype)
+        return completed
 
     def _request(self, given: Mapping[str, tf.Tensor]) -> Request:
         user, history, time = given["user"], given["history"], given["time"]
-        _same_batch(user, **{name: given[name] for name in ("history", "exclude", "time", "k")})
+        _same_batch(user, **{name: value for name, value in given.items() if name != "user"})
         users = tf.maximum(self.user_rows(user), OOV)
         time = tf.where(time == ABSENT, tf.constant(self.now, tf.int64), time)
         own = self.item_rows(history)  # [B, L]
@@ -262,9 +247,7 @@ class Servable(tf.Module):
             shown_stamps = tf.concat([stamp, shown_time], axis=1)
             query["impressions"] = tf.ragged.boolean_mask(shown_rows, ignored).to_tensor()
             query["impressions_time"] = tf.ragged.boolean_mask(shown_stamps, ignored).to_tensor()
-        for name, rows_of in self.categories.items():
-            said = rows_of(given[f"user_{name}"])
-            query[f"user_{name}"] = tf.where(said > 0, said, tf.gather(self.user_categories[name], users))
+        query |= self.reader(given, users, time)
         exclude = tf.concat([tf.where(watched, stored, 0), own, self.item_rows(given["exclude"])], axis=1)
         return Request(query, exclude, self._counts(given["k"]), tf.reduce_any(keep, axis=1, keepdims=True))
 

@@ -23,7 +23,8 @@ class Catalogue:
     `genres` float32 `[I, G]` multi-hot; `year` int `[I]`, 0 if unknown; `count` float `[I]`, positives; `recent_count`,
     those of the last years of the data; `first_time` and `last_time` int64 `[I]` seconds, of its first and last event;
     `weight` float `[I]`, what its positives weigh in sum, and `shown` float `[I]`, how often it was shown, in a log
-    that says so. `weight_from`, `highest`, `categories`, `shared` and `numbers` are those of `ColumnFeatures`.
+    that says so; `contexts` float `[I, N]` by name, its positives in every condition. `weight_from`, `highest`,
+    `categories`, `shared` and `numbers` are those of `ColumnFeatures`.
     """
 
     genres: np.ndarray
@@ -39,6 +40,7 @@ class Catalogue:
     categories: Mapping[str, np.ndarray] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    contexts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 GROUPS = {
@@ -53,6 +55,7 @@ GROUPS = {
         *("age", "since_last_event", "since_first_event", "log_count", "log_recent", "number:", "match:"),
         *("click_rate", "mean_weight"),
     ),
+    "context": ("context_",),
     "example_age": ("example_age",),
 }
 """Groups of features, each by names or, with `:` or `_` at the end, by how they begin."""
@@ -100,6 +103,7 @@ class RankingFeatures(tf.Module):
         self.sources, self.history_length, self.quota = tuple(sources), history_length, tuple(quota)
         self.numbers = {name: constant(_log_number(values)) for name, values in catalogue.numbers.items()}
         self.of_items: dict[str, tf.Variable] = {}
+        self.lift = {name: constant(_lift(counts)) for name, counts in catalogue.contexts.items()}  # [I, N]
         base_rate = None
         if catalogue.shown is not None and catalogue.count.sum() and catalogue.shown.sum() > catalogue.count.sum():
             base_rate = float(catalogue.count.sum() / catalogue.shown.sum())
@@ -134,6 +138,7 @@ class RankingFeatures(tf.Module):
             *(f"number:{name}" for name in self.numbers),
             *self.of_items,
             *self.columns.names,
+            *self.lift,
             "example_age",
         ]
 
@@ -157,7 +162,7 @@ class RankingFeatures(tf.Module):
         Returns:
           float32 `[B, C, F]`; rows of missing items are 0.
         """
-        query = ranking_query(query, self.columns.shared)
+        query = ranking_query(query, [*(f"user_{name}" for name in self.columns.shared), *self.lift])
         valid = tf.cast(items >= FIRST_ID, tf.float32)  # [B, K]
         told = query["history"], self.history_length, query["history_time"], query["history_weight"]
         history, times, weight = last_n(*told)  # [B, L]
@@ -191,6 +196,9 @@ class RankingFeatures(tf.Module):
         columns += [tf.cast(ranks[:, s] <= quota, tf.float32) for s, quota in enumerate(self.quota)]
         columns += [tf.gather(table, items) for table in (*self.numbers.values(), *self.of_items.values())]
         columns += self.columns(query, items, history, times, weight)
+        for name, table in self.lift.items():
+            cell = items * table.shape[1] + query[name][:, tf.newaxis]
+            columns.append(tf.gather(tf.reshape(table, [-1]), cell))
         columns.append(tf.broadcast_to(log_days(query["example_age"])[:, tf.newaxis], tf.shape(items)))
         return tf.stack(columns, axis=-1) * valid[..., tf.newaxis]  # [B, K, F]
 
@@ -231,6 +239,18 @@ class RankingFeatures(tf.Module):
             *(since(self.last_time), since(self.first_time)),
             *(tf.gather(self.log_count, items), tf.gather(self.log_recent, items)),
         ]
+
+
+def _lift(counts: np.ndarray) -> np.ndarray:
+    """How much more of an item's positives fall into a condition than of all items' do, the log of the ratio, `[I, N]`.
+
+    An item begins with PRIOR positives that are spread as all are; 0 for a condition that is missing or had none.
+    """
+    counts = np.concatenate([np.zeros((len(counts), FIRST_ID)), counts[:, FIRST_ID:]], axis=1)
+    share = (counts.sum(axis=0) + 1e-9) / (counts.sum() + 1e-9 * counts.shape[1])  # [N]
+    known = counts.sum(axis=1, keepdims=True)
+    lift = np.log((counts + PRIOR * share) / ((known + PRIOR) * share))
+    return np.where(counts.sum(axis=0) > 0, lift, 0.0)
 
 
 def _log_number(values: np.ndarray) -> np.ndarray:

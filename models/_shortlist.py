@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, QUERY_SPEC, Query, RankingQuery, masked_top_k
+from shortlist.models._base import FIRST_ID, Query, RankingQuery, masked_top_k, query_spec
 from shortlist.models._ranking_features import RankingFeatures
 
 RRF = 60.0
@@ -37,6 +37,7 @@ class Shortlist(tf.Module):
       size: K, the items kept of the union.
       popularity: float `[I]`, the answer to an empty history.
       features: builds the ranker's features.
+      kinds: what a query says beside user, history and time, see `query_spec`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Shortlist(tf.Module):
         size: int,
         popularity: np.ndarray,
         features: RankingFeatures,
+        kinds: Mapping[str, str] | None = None,
     ):
         super().__init__(name="shortlist")
         self.sources = dict(sources)
@@ -53,11 +55,12 @@ class Shortlist(tf.Module):
         self.size = size
         self.popularity = tf.Variable(popularity, trainable=False, dtype=tf.float32)
         self.features = features
+        self.asked = tuple(query_spec(kinds))
 
     def score_all(self, query: Query) -> list[tf.Tensor]:
         """Every source's scores float32 `[B, I]`."""
         known = tf.reduce_any(query["history"] >= FIRST_ID, axis=1, keepdims=True)
-        query = {name: query[name] for name in QUERY_SPEC}
+        query = {name: query[name] for name in self.asked}
         return [tf.where(known, source.scores(query), self.popularity[tf.newaxis]) for source in self.sources.values()]
 
     def __call__(self, query: RankingQuery, exclude: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -381,11 +381,22 @@ def column_features(catalogue, query, entries, i):
     return found
 
 
+def context_lift(counts, item, condition):
+    """The log of how much more of an item's positives, with 10 of the usual kind, have a condition than of all's."""
+    counts = np.array(counts, np.float64)
+    counts[:, :2] = 0  # missing and unknown
+    if condition < 2 or not counts[:, condition].sum():
+        return 0.0
+    usual = counts[:, condition].sum() / counts.sum()
+    return np.log((counts[item, condition] + 10 * usual) / (counts[item].sum() + 10) / usual)
+
+
 def ranking_features(catalogue, vectors, sources, length, query, items, scores, ranks, quota=(), best=None):
     """Features by name for one request: `query` a dict without batch, items [C], scores and ranks [S, C].
 
     `catalogue` has genres, year, count, recent_count, first_time and last_time by item row, and may have weight, shown,
-    weight_from, highest, categories, shared and numbers. `best` are the rows and scores of the shortlist, [K], [S, K].
+    weight_from, highest, categories, shared, numbers and contexts. `best` are the rows and scores of the shortlist,
+    [K] and [S, K].
     """
     query = {
         "history_weight": np.full(len(query["history"]), -1.0),
@@ -453,6 +464,8 @@ def ranking_features(catalogue, vectors, sources, length, query, items, scores, 
             mean = np.sum(catalogue["weight"]) / np.sum(catalogue["count"])
             found["mean_weight"] = np.log((catalogue["weight"][i] + 5 * mean) / (catalogue["count"][i] + 5))
         found |= column_features(catalogue, query, weighed, i)
+        for name, counts in catalogue.get("contexts", {}).items():
+            found[name] = context_lift(counts, i, query.get(name, 0))
         found["example_age"] = log_days(query["example_age"])
         rows.append(found)
     names = next(row for row in rows if row)

@@ -17,7 +17,7 @@ from shortlist.components.exporter import Exporter
 from shortlist.components.pipeline import Component, Pipeline
 from shortlist.components.retrieval_index import RetrievalIndex
 from shortlist.components.transform import Transform, TransformConfig
-from shortlist.models._base import QUERY_SPEC
+from shortlist.models._base import query_spec
 from shortlist.models.item_knn import ItemKNN
 from shortlist.models.two_tower import TwoTower
 from shortlist.models.weighted_logistic import WeightedLogistic
@@ -39,7 +39,8 @@ def splits() -> tuple[dict[str, list[tables.Row]], list[tables.Row]]:
             for item in watched[at : at + count]:
                 time += int(rng.integers(1, 200_000))
                 rating = float(rng.integers(1, 6))
-                parts[name].append(tables.row(f"usér {user}", ITEMS[item], time, rating=rating, watch_time=None))
+                place = ("home", "train", None)[(item + user) % 3]
+                parts[name].append(tables.row(f"usér {user}", ITEMS[item], time, rating=rating, context_place=place))
             at += count
     parts["fold_in"] = [tables.row("held out", ITEMS[i], START + i, rating=3.0) for i in range(3)]
     parts["test"].append(tables.row("usér 0", "only in test", START + 900_000_000, rating=2.0))
@@ -79,9 +80,10 @@ class Retriever(Component):
             model.fit(tf.SparseTensor(cells, np.ones(len(cells), np.float32), [data.num_users, data.num_items]))
         module = tf.Module()
         module.held = model.variables
-        module.score_items = tf.function(lambda query: model.score_items(query), input_signature=[QUERY_SPEC])
+        spec = query_spec(data.kinds)
+        module.score_items = tf.function(lambda query: model.score_items(query), input_signature=[spec])
         if hasattr(model, "item_vectors"):
-            module.embed_query = tf.function(lambda query: model.embed_query(query), input_signature=[QUERY_SPEC])
+            module.embed_query = tf.function(lambda query: model.embed_query(query), input_signature=[spec])
             module.item_vectors = tf.function(lambda: model.item_vectors(), input_signature=[])
         tf.saved_model.save(module, str(out / "serving"))
         (out / "model.json").write_text(json.dumps({"notes": []}))

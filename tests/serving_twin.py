@@ -31,6 +31,8 @@ class Twin:
         self.now = max(r["timestamp"] for part in parts.values() for r in part)
         self.users = {user: row for row, user in enumerate(users, 2)}
         self.stored: dict[str, Any] = {user: [r for r in everything if r["user"] == user] for user in users}
+        places = (encoded / "context_place.txt").read_text("utf-8").splitlines()
+        self.places = {place: row for row, place in enumerate(places, 2)}
         self.popularity = np.zeros(len(self.ids))
         liked = [r for r in (everything if fit_on == "all" else parts["train"]) if r["rating"] >= 2]
         recent = max(r["timestamp"] for r in liked) - 3 * YEAR
@@ -67,11 +69,13 @@ class Twin:
             "history_time": [t for _, t, _ in history],
             "history_weight": [w for _, _, w in history],
             "time": time,
+            "context_place": self.places.get(r.get("context_place", ""), 0),
         }, exclude
 
     def first_stage(self, r: dict[str, Any]) -> SimpleNamespace:
         query, exclude = self.query(r)
-        dtypes = {"user": tf.int32, "history": tf.int32, "history_time": tf.int64, "time": tf.int64}
+        dtypes = dict.fromkeys(("user", "history", "context_place"), tf.int32)
+        dtypes |= dict.fromkeys(("history_time", "time"), tf.int64)
         batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
         scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
         batch["history_weight"] = tf.constant([query["history_weight"]], tf.float32)

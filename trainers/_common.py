@@ -16,7 +16,7 @@ from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
-from shortlist.models._base import QUERY_SPEC
+from shortlist.models._base import query_spec
 
 
 class TrainerConfig(Config):
@@ -146,11 +146,12 @@ def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) 
     return Validate(lambda queries: retrieve(model.score_items, queries, 10, name), data)
 
 
-def serving(model: Any) -> tf.Module:
+def serving(model: Any, data: EncodedData) -> tf.Module:
     """What of a retriever is saved for serving: its functions and variables, without its class."""
-    functions = {"score_items": [QUERY_SPEC]}
+    spec = query_spec(data.kinds)
+    functions = {"score_items": [spec]}
     if hasattr(model, "item_vectors"):
-        functions |= {"embed_query": [QUERY_SPEC], "item_vectors": []}
+        functions |= {"embed_query": [spec], "item_vectors": []}
     return served({name: (getattr(model, name), spec) for name, spec in functions.items()}, model)
 
 

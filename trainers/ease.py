@@ -23,4 +23,4 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     data, rows = load(config, inputs)
     model = EASE(data.num_items, config.l2, config.neighbours)
     model.fit(interaction_matrix(rows, data.num_users, data.num_items))
-    save(model, serving(model), config, workdir)
+    save(model, serving(model, data), config, workdir)

@@ -24,4 +24,4 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     model = Popularity(data.num_items, config.window_days, config.resolution_days)
     keep = rows["positive"] & (rows["item"] >= 2)
     model.fit(rows["item"][keep], None if config.window_days is None else rows["timestamp"][keep])
-    save(model, serving(model), config, workdir)
+    save(model, serving(model, data), config, workdir)

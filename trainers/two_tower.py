@@ -70,7 +70,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history)
 
 
 def _new(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:

@@ -45,4 +45,4 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("wals: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history)

@@ -6,6 +6,7 @@ Past 400 lines because one exported bundle, which takes long to make, is asked e
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from shortlist.components._first_stage import describe_catalogue
 from shortlist.components._queries import EncodedData
 from shortlist.components._records import encode_example
 from shortlist.components.artifacts import Artifact, Candidates, Index, Model
-from shortlist.components.exporter import Exporter, ExporterConfig, store
+from shortlist.components.exporter import Exporter, ExporterConfig, of_users, store
 from shortlist.models._bundle import Servable
 from shortlist.models._ranking_features import RankingFeatures
 from shortlist.models._shortlist import Shortlist
+from shortlist.models._transform import RequestReader
 
 BATCHING = 1e-5
 
@@ -38,6 +40,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "new user": {"user": "nobody", "history": ["映画-1", "映画-4"], "k": 20},
     "new user, gaps": {"history": ["", "映画-1", "nothing", "", "Ärger-2", "映画-4", ""], "k": 7},
     "new user, time": {"history": ["映画-1"], "time": serving_data.START + 9, "k": 12},
+    "new user, at home": {"history": ["映画-1", "Ärger-3"], "context_place": "home", "k": 12},
+    "new user, on a train": {"history": ["映画-1", "Ärger-3"], "context_place": "train", "k": 12},
+    "new user, in a place unheard of": {"history": ["映画-1", "Ärger-3"], "context_place": "moon", "k": 12},
     "new user, long history": {"history": serving_data.ITEMS[:13], "k": 20},
     "held-out user": {"user": "held out", "k": 5},
     "user of the test part": {"user": "only in test", "k": 5},
@@ -65,14 +70,14 @@ def bundle(served: dict[str, Any]) -> Any:
 def short(requests: list[dict[str, Any]], *names: str) -> dict[str, tf.Tensor]:
     """The inputs of a short form."""
     columns: dict[str, Any] = {}
-    for name in ("user", "history", "exclude", "time", "k"):
-        if name in names:
-            default = {"user": "", "time": -1, "k": -1}.get(name, [])
+    for name in ("user", "history", "exclude", "time", "k", "context_place"):
+        if name in names or name == "context_place":
+            default = {"user": "", "time": -1, "k": -1, "context_place": ""}.get(name, [])
             values = [r.get(name, default) for r in requests]
             if isinstance(default, list):
                 columns[name] = tf.ragged.constant(values, tf.string, ragged_rank=1).to_tensor("")
             else:
-                dtype = {"user": tf.string, "time": tf.int64, "k": tf.int32}[name]
+                dtype = {"time": tf.int64, "k": tf.int32}.get(name, tf.string)
                 columns[name] = tf.constant(values, dtype, [len(values)])
     return columns
 
@@ -195,6 +200,15 @@ def test_rank_equals_the_loop(twin: Twin, bundle: Any, name: str) -> None:
     assert got[0, 3] == pytest.approx(got[0, 8], rel=1e-6)
 
 
+def test_the_context_moves_the_order_and_an_unknown_one_is_none(twin: Twin, bundle: Any) -> None:
+    home, train, moon = (REQUESTS[f"new user, {where}"] for where in ("at home", "on a train", "in a place unheard of"))
+    at_home, on_train, on_moon = (line(call(bundle, "recommend", [r])) for r in (home, train, moon))
+    assert np.abs(at_home["scores"] / on_train["scores"] - 1).max() > 0.01
+    nowhere = line(call(bundle, "recommend", [{k: v for k, v in home.items() if k != "context_place"}]))
+    assert on_moon["items"] == nowhere["items"]
+    np.testing.assert_array_equal(on_moon["scores"], nowhere["scores"])
+
+
 def test_rank_agrees_with_recommend_on_the_shortlist(bundle: Any) -> None:
     requests = [REQUESTS["known user"], REQUESTS["new user, time"]]
     answer = call(bundle, "recommend", [{**r, "k": 5} for r in requests])
@@ -285,7 +299,7 @@ def test_records_answer_for_every_signature(served: dict[str, Any], bundle: Any)
     records = served["Exporter"].read_json("requests.json")
     assert records["signatures"] == sorted(bundle.signatures)
     by_name = {n: [r for r in records["requests"] if r["signature_name"] == n] for n in records["signatures"]}
-    assert {n: len(found) for n, found in by_name.items()} == dict.fromkeys(records["signatures"], 23)
+    assert {n: len(found) for n, found in by_name.items()} == dict.fromkeys(records["signatures"], 26)
     counts = [r["outputs"]["count"][0] for r in by_name["recommend"][:-1]]
     assert min(counts) == 0
     assert max(counts) == 20
@@ -304,7 +318,7 @@ def test_the_page_names_every_input_output_and_feature(served: dict[str, Any], b
         for put in (*function.structured_input_signature[1], *function.structured_outputs):
             assert section.count(f"\n| `{put}` |") == 1, (name, put)
     features = page.split("\n## Features of an example\n")[1]
-    named = ("user", "history", "history_time", "history_rating", "time", "exclude", "k")
+    named = ("user", "history", "history_time", "history_rating", "time", "exclude", "k", "context_place")
     assert sorted(text.split("`")[1] for text in features.splitlines() if text.startswith("| `")) == sorted(named)
     for feature in served["CandidateGenerator"].read_json("candidates.json")["feature_names"]:
         assert f"`{feature}`" in features
@@ -397,11 +411,20 @@ def test_without_item_vectors_there_are_no_similar_items(served: dict[str, Any])
     data = EncodedData(encoded)
     features = RankingFeatures(describe_catalogue(data, 3.0), {}, ("item_knn",), LENGTH)
     source = tf.saved_model.load(str(served["RetrievalIndex.item_knn_train"] / "index"))
-    first_stage = Shortlist({"item_knn": source}, {"item_knn": 3}, 3, np.zeros(data.num_items), features)
+    popularity = np.zeros(data.num_items)
+    first_stage = Shortlist({"item_knn": source}, {"item_knn": 3}, 3, popularity, features, data.kinds)
     files = {"item_file": str(encoded / "items.txt"), "user_file": str(encoded / "users.txt")}
     stored = store(data.rows("train"), data)
+    ranker = SimpleNamespace(score=lambda features, *_: dict.fromkeys(("odds", "expected"), features[..., 0]))
     servable = Servable(
-        first_stage, None, **files, title_file=files["item_file"], item_ids=data.items["id"], stored=stored, now=0
+        first_stage,
+        ranker,
+        **files,
+        title_file=files["item_file"],
+        item_ids=data.items["id"],
+        stored=stored,
+        now=0,
+        reader=RequestReader(data.state["request"], str(encoded.uri), of_users(data)),
     )
     assert list(servable.interface) == ["serving_default", "recommend", "retrieve", "rank"]
 
@@ -410,7 +433,6 @@ def test_store_keeps_known_ids_in_time_order(served: dict[str, Any], twin: Twin)
     data = EncodedData(served["Transform.train"])
     stored = store(data.rows(*data.artifact.names), data)
     ids, users = data.items["id"], ["", "", *(served["Transform.train"] / "users.txt").read_text("utf-8").splitlines()]
-    assert stored.categories == {}
     assert stored.splits[2] == 0  # of padding and strangers nothing is kept
     assert len(stored.splits) == len(users) + 1
     for row, user in enumerate(users[2:], 2):

@@ -270,11 +270,11 @@ def test_only_a_ranker_reads_the_context(tmp_path: Path) -> None:
     found = build_queries(data, "test", of_all=True)
     assert data.state["shared_categories"] == ["language"]
     names = (data.artifact / "category_language.txt").read_text().splitlines()
-    assert found.context["user_language"].tolist() == [names.index("de") + 2, 1]  # no item is in French
+    assert found.request["user_language"].tolist() == [names.index("de") + 2, 1]  # no item is in French
     ((_, plain),) = found.batches(9)
     ((_, full),) = found.ranking_batches(9)
-    further = {"history_weight", "impressions", "impressions_time", "example_age", "user_language"}
-    assert set(plain) == {"user", "history", "history_time", "time", "exclude"} == set(full) - further
+    further = {"history_weight", "impressions", "impressions_time", "example_age"}
+    assert set(plain) == {"user", "history", "history_time", "time", "exclude", "user_language"} == set(full) - further
     assert full["history_weight"].tolist() == [[10.0], [-1.0]]
     assert full["impressions_time"].tolist() == [[2, 4], [1, 0]]
 

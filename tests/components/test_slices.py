@@ -25,6 +25,7 @@ ITEMS = [
 ]
 WATCHED = {"u": "aab", "v": "aa", "w": "ab", "x": "c"}
 TARGETS = {"u": "c", "v": "bc", "w": "cz", "y": "a"}
+PLACES = {"u": ["home"], "v": ["home", "train"], "w": [None, "home"], "y": ["train"]}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedData:
     """Training watches: a 5, b 2, c 1; y has no history, z is not in the catalogue."""
     folder = tmp_path_factory.mktemp("slices")
     parts = {
-        "train": [tables.row(u, i, 100 + n) for u, own in WATCHED.items() for n, i in enumerate(own)],
-        "test": [tables.row(u, i, 200 + n) for u, own in TARGETS.items() for n, i in enumerate(own)],
+        "train": [
+            tables.row(u, i, 100 + n, context_place=("home", "train")[n % 2])
+            for u, own in WATCHED.items()
+            for n, i in enumerate(own)
+        ],
+        "test": [
+            tables.row(u, i, 200 + n, context_place=PLACES[u][n])
+            for u, own in TARGETS.items()
+            for n, i in enumerate(own)
+        ],
     }
     encoded = tables.encode(tables.write_splits(folder / "splits", parts, ITEMS))
     users = pq.read_table(encoded / "users.parquet")
@@ -45,9 +54,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedData:
     tags = {"a": ["old"], "b": ["new", "old"], "c": None, "": []}
     items = items.append_column("tags", pa.array([tags[i] for i in items["id"].to_pylist()], pa.list_(pa.string())))
     pq.write_table(items, encoded / "items.parquet")
-    test = pq.read_table(encoded / "test.parquet")
-    test = test.append_column("context_place", pa.array(["home", "home", "train", None, "home", "train"]))
-    pq.write_table(test, encoded / "test.parquet")
     return EncodedData(encoded)
 
 
@@ -153,5 +159,9 @@ def test_only_the_most_frequent_values_are_slices(tmp_path: Path) -> None:
     keys = np.arange(len(names))
     history = Ragged(np.zeros(len(names) + 1, int), np.zeros(0, np.int32))
     queries: Queries = SimpleNamespace(user_key=keys, history=history)
-    got = [p for name, p, keep in user_slices(SimpleNamespace(artifact=tmp_path), queries, 5) if name == "user.town"]
+    got = [
+        p
+        for name, p, keep in user_slices(SimpleNamespace(artifact=tmp_path, state={"request": {}}), queries, 5)
+        if name == "user.town"
+    ]
     assert got == [f"n{n:02}" for n in range(24, 4, -1)]

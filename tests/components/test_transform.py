@@ -162,8 +162,8 @@ def test_categories_by_hand(tmp_path: Path) -> None:
     found = dict(zip(data.items["id"], data.items["category_language"].tolist(), strict=True))
     assert found == {"": 0, **expected}
     assert data.items["category_language"][:2].tolist() == [0, 0]
-    assert data.items["category_language"].dtype == data.users["category_language"].dtype == np.int32
-    of_users = dict(zip(data.users["id"], data.users["category_language"].tolist(), strict=True))
+    assert data.items["category_language"].dtype == data.users["user_language"].dtype == np.int32
+    of_users = dict(zip(data.users["id"], data.users["user_language"].tolist(), strict=True))
     assert of_users == {"al": 1, "bo": place["a b"], "cy": 0, "di": place["de"], "ed": 0}
     assert (data.state["categories"], data.state["shared_categories"]) == (["language"], ["language"])
 
@@ -178,7 +178,7 @@ def test_numbers_by_hand_and_categories_that_users_lack(tmp_path: Path) -> None:
     assert data.state["categories"] == ["channel"]
     assert data.state["shared_categories"] == []
     assert data.state["numbers"] == ["plays", "length"]
-    assert data.users.keys() == {"id", "user"}
+    assert data.users.keys() == {"id", "user", "user_language"}  # by a vocabulary of their own
     for name, wanted in (("length", {"x": 90.5, "y": -3}), ("plays", {"x": 7, "z": 0})):
         assert data.items[f"number_{name}"].dtype == np.float32
         np.testing.assert_array_equal(data.items[f"number_{name}"], [wanted.get(i, np.nan) for i in data.items["id"]])

@@ -66,6 +66,10 @@ def full_case(seed: int, weight_from: str = "none", impressions: bool = True, le
     categories["empty"] = np.zeros(ITEMS, int)
     catalogue |= {"weight_from": weight_from, "highest": 12.0, "shared": ("language", "empty")}
     catalogue |= {"numbers": numbers, "categories": categories}
+    counts = rng.integers(0, 9, (ITEMS, 6))
+    counts[:, 5] = 0  # a condition that nobody had
+    catalogue["contexts"] = {"context_mood": counts, "context_place": np.zeros((ITEMS, 3), int)}
+    query |= {"context_mood": np.array([5, 3, 0, 2], np.int32), "context_place": np.full(B, 2, np.int32)}
     catalogue["weight"] = catalogue["count"] * rng.random(ITEMS) * 5
     ignored = np.where(rng.random((B, 9)) < 0.3, 0, rng.integers(1, ITEMS, (B, 9))).astype(np.int32)  # with gaps
     ignored[:, :3] = candidates["items"][:, :1]
@@ -205,6 +209,7 @@ def test_what_a_query_does_not_say_is_as_documented() -> None:
         ("example_age",): {"example_age": np.zeros(B, np.float32)},
         ("user_language",): {"user_language": np.zeros(B, np.int32)},
         ("user_empty",): {"user_empty": np.zeros(B, np.int32)},
+        ("context_mood",): {"context_mood": np.zeros(B, np.int32)},
     }
     absent[tuple(name for names in absent for name in names)] = {
         k: v for part in absent.values() for k, v in part.items()
@@ -219,7 +224,8 @@ def test_what_a_query_does_not_say_is_as_documented() -> None:
 
 def test_the_spec_names_what_a_query_has() -> None:
     _, _, query, _ = full_case(0)
-    spec = ranking_spec(("language", "empty"))
+    names = ("user_language", "user_empty", "context_mood", "context_place")
+    spec = ranking_spec(dict.fromkeys(names, "category"))
     assert spec.keys() == query.keys() > QUERY_SPEC.keys()
     for name, value in query.items():
         assert spec[name].is_compatible_with(tf.constant(value, spec[name].dtype)), name
@@ -230,7 +236,8 @@ def test_graph_of_the_spec_gives_the_same() -> None:
     catalogue, vectors, query, candidates = full_case(3, "watch_time")
     build = builder(catalogue, vectors, 5, QUOTA)
     shape = [None, len(SOURCES), None]
-    specs = [ranking_spec(catalogue["shared"]), tf.TensorSpec([None, None], tf.int32)]
+    kinds = dict.fromkeys([*(f"user_{n}" for n in catalogue["shared"]), *catalogue["contexts"]], "category")
+    specs = [ranking_spec(kinds), tf.TensorSpec([None, None], tf.int32)]
     graph = tf.function(build, input_signature=[*specs, tf.TensorSpec(shape), tf.TensorSpec(shape)])
     given = {name: tf.constant(value, specs[0][name].dtype) for name, value in query.items()}
     got = graph(given, *(tf.constant(candidates[name]) for name in ("items", "scores", "ranks"))).numpy()
