@@ -36,7 +36,7 @@ class Config(EpochsConfig):
       weighted: whether a positive weighs its watch time (or rating); else 1, and the odds are those of a watch.
       watch_time_cap: seconds; a longer watch time weighs as much.
       watch_time_unit: seconds; the weights, and so the odds, are in this unit. 60 for minutes.
-      without: groups of features to leave out: retriever, history, impressions, content, example_age.
+      without: groups of features to leave out: retriever, history, impressions, content, context, example_age.
       negatives: "shown" learns from impressions, "retrieved" from candidates; "auto" from impressions where the log
         has them.
       train_on: "all" adds `validation` and `test`, described by sources that saw neither.

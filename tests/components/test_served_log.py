@@ -178,7 +178,8 @@ class Loop:
 
     def stage(self, r: Request) -> SimpleNamespace:
         query = self.query(r)
-        dtypes = {"user": tf.int32, "history": tf.int32, "history_time": tf.int64, "time": tf.int64}
+        dtypes = dict.fromkeys(("user", "history", "user_language"), tf.int32)
+        dtypes |= dict.fromkeys(("history_time", "time"), tf.int64)
         batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
         scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
         items, _, ranks = oracles.shortlist(scores, QUOTA.values(), SIZE, None, query["history"], query["exclude"])

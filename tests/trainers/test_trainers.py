@@ -195,7 +195,7 @@ def test_hidden_units_by_the_name_of_the_paper(name: Any, widths: tuple[int, ...
         ({"hidden_units": 300}, "Received: 300."),
         (
             {"without": ["history", "histroy"]},
-            "`without` must name groups of features: retriever, history, impressions, content, example_age. "
+            "`without` must name groups of features: retriever, history, impressions, content, context, example_age. "
             "Received: histroy.",
         ),
         ({"watch_time_cap": 0}, "`watch_time_cap` of ranker: Input should be greater than 0. Received: 0."),
