@@ -93,8 +93,8 @@ class RequestColumns:
             elif self.state[name].get("from_time"):
                 found[name] = self._from_time(name, part["timestamp"])
             elif name.startswith(CONTEXT):
-                rows = category(one_line(part[name]), values)
-                found[name] = np.where(rows < FIRST_ID, 0, rows)
+                conditions = category(one_line(part[name]), values)
+                found[name] = np.where(conditions < FIRST_ID, 0, conditions)
         return found
 
     def _from_time(self, name: str, times: pa.ChunkedArray) -> np.ndarray:
