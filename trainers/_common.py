@@ -1,7 +1,7 @@
 """What every trainer does alike: seeds, callbacks, and the form in which a model is saved."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._config import Config
+from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, build_queries
@@ -83,6 +84,24 @@ def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items
     keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2)
     cells = np.unique(np.stack([rows["user"][keep], rows["item"][keep]], axis=1).astype(np.int64), axis=0)
     return tf.SparseTensor(cells, np.ones(len(cells), np.float32), [num_users, num_items])
+
+
+def next_item_batches(
+    examples: NextItemExamples, epochs: int, first: int, batch_size: int, seed: int
+) -> tuple[tf.data.Dataset, int]:
+    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here, and how many
+    an epoch has."""
+    rng, steps = np.random.default_rng(seed), -(-len(examples) // batch_size)
+
+    def generate() -> Iterator[dict[str, Any]]:
+        for number in range(epochs):
+            epoch = examples.epoch(rng)
+            for step in range(steps if number >= first else 0):
+                yield {name: values[step * batch_size : (step + 1) * batch_size] for name, values in epoch.items()}
+
+    one = examples.at(examples.usable[:1])
+    spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in one.items()}
+    return tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8), steps
 
 
 class Bar(tf.keras.callbacks.Callback):

@@ -1,0 +1,127 @@
+"""Trains `ContentBased`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from shortlist import ShortlistError
+from shortlist.components._examples import NextItemExamples
+from shortlist.components._queries import EncodedData
+from shortlist.components.artifacts import Artifact
+from shortlist.models._base import FIRST_ID, OOV
+from shortlist.models._content import title_tokens, weighted_content
+from shortlist.models._optimizer import AdamWithTables
+from shortlist.models.content_based import ContentBased
+from shortlist.trainers._common import (
+    EpochsConfig,
+    callbacks,
+    load,
+    next_item_batches,
+    prepare,
+    save,
+    serving,
+    start_of,
+    validate_retriever,
+)
+
+
+class Config(EpochsConfig):
+    """Settings of the content-based model; see the model.
+
+    Args:
+      form: "network", or "profile" which learns nothing; only the next four settings are for it too.
+      title_tokens: words of the titles that have a column.
+      title_weight: of the titles; genres, years and each category weigh 1.
+      category_values: most frequent values of a category that have a column; the others share one.
+    """
+
+    form: Literal["network", "profile"] = "network"
+    history_length: int = pydantic.Field(10, ge=1)
+    title_tokens: int = pydantic.Field(500, ge=0)
+    title_weight: float = pydantic.Field(0.5, ge=0)
+    category_values: int = pydantic.Field(100, ge=1)
+    hash_buckets: int = pydantic.Field(0, ge=0)
+    embedding_dim: int = pydantic.Field(32, ge=1)
+    hidden_units: tuple[int, ...] = pydantic.Field((64,), min_length=1)
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    item_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    examples_per_user: int = pydantic.Field(32, ge=1)
+    batch_size: int = pydantic.Field(512, ge=2)
+    learning_rate: float = pydantic.Field(0.002, gt=0)
+    table_learning_rate: float = pydantic.Field(0.05, gt=0)
+    epochs: int = pydantic.Field(6, ge=1)
+
+
+def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
+    """Describes the items, and fits a network to random prefixes of each user's history.
+
+    Raises:
+      ShortlistError: if nothing is known of the items, or a network finds no positive with an earlier one.
+    """
+    prepare(config)
+    data, rows = load(config, inputs)
+    if config.form == "profile":
+        model = _new(config, data)
+        save(model, serving(model), config, workdir)
+        return
+    examples = NextItemExamples(rows, config.history_length, config.examples_per_user)
+    if not len(examples):
+        raise ShortlistError(
+            "`content_based` learns what is watched next, and no user has two positives at different times. Give "
+            f'timestamps, or take form="profile". Received: {len(rows["item"]):,} training rows.'
+        )
+    start, first = start_of(inputs)
+    model = start or _new(config, data)
+    if start is None:
+        model.set_trained(examples.item[examples.usable])
+        model.compile(AdamWithTables(config.learning_rate, config.table_learning_rate))
+    batches, steps = next_item_batches(examples, config.epochs, first, config.batch_size, config.seed)
+    validate = validate_retriever(model, data, "content_based", config.patience)
+    history = model.fit(
+        batches,
+        epochs=config.epochs,
+        initial_epoch=first,
+        steps_per_epoch=steps,
+        verbose=0,
+        callbacks=callbacks("content_based: epochs", config.epochs, workdir, config.patience, validate),
+    )
+    save(model, serving(model), config, workdir, history.history)
+
+
+def item_content(data: EncodedData, config: Config) -> np.ndarray:
+    """The items' content, float32 `[I, F]`: genres, bucket of the year, words of the title, categories; see
+    `weighted_content`. A missing value has no column.
+
+    Raises:
+      ShortlistError: if there is nothing of it.
+    """
+    blocks = {
+        "genres": data.items["genres"],
+        "year": _one_hot(data.year_bucket())[:, 1:],
+        "title": title_tokens(data.items["title"], config.title_tokens),
+    }
+    for name in data.state["categories"]:
+        rows = data.items[f"category_{name}"]
+        rows = np.where(rows < FIRST_ID + config.category_values, rows, OOV)
+        blocks[name] = _one_hot(rows)[:, OOV:]
+    if not any(block.any() for block in blocks.values()):
+        raise ShortlistError(
+            "`content_based` needs items with genres, years, titles or categories. Give a table of items with "
+            f"--set data.items=FILE. Received: {data.num_items - FIRST_ID:,} items without any."
+        )
+    return weighted_content(blocks, {"title": config.title_weight})
+
+
+def _one_hot(rows: np.ndarray) -> np.ndarray:
+    return np.eye(rows.max(initial=0) + 1, dtype=np.float32)[rows]
+
+
+def _new(config: Config, data: EncodedData) -> ContentBased:
+    content = item_content(data, config)
+    names = ("form", "history_length", "hash_buckets", "embedding_dim", "hidden_units", "dropout", "item_dropout")
+    model = ContentBased(*content.shape, **{name: getattr(config, name) for name in names})
+    model.set_content(content, data.items["id"])
+    return model

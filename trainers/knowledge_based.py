@@ -1,0 +1,84 @@
+"""Makes `KnowledgeBased` from the items' columns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import tensorflow as tf
+
+from shortlist import ShortlistError
+from shortlist.components._queries import EncodedData
+from shortlist.components.artifacts import Artifact
+from shortlist.models._base import FIRST_ID, QUERY_SPEC
+from shortlist.models.knowledge_based import Constraints, KnowledgeBased
+from shortlist.trainers._common import TrainerConfig, load, prepare, save, served
+
+
+class Config(TrainerConfig):
+    """Settings of the knowledge-based model; see the model.
+
+    Args:
+      category_values: most frequent values of a category that are attributes.
+      relaxation: names such as "range:year", "like:genres", "refuse:genres", the first to be relaxed first; those left
+        out are never relaxed. None relaxes all in the order of the model.
+    """
+
+    category_values: int = pydantic.Field(100, ge=1)
+    relaxation: tuple[str, ...] | None = None
+    likes: int = pydantic.Field(3, ge=1)
+    refuse_after: float = pydantic.Field(3.0, gt=0)
+    middle: float = pydantic.Field(0.8, gt=0, le=1)
+
+
+def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
+    """Takes the attributes and numbers of the items, and their popularity from the positives of the training part.
+
+    Raises:
+      ShortlistError: if items have neither genres nor categories.
+    """
+    prepare(config)
+    data, rows = load(config, inputs)
+    attributes, has = item_attributes(data, config.category_values)
+    numbers = {"year": np.where(data.items["year"] > 0, data.items["year"], np.nan)}
+    numbers |= {name: data.items[f"number_{name}"] for name in data.state["numbers"]}
+    model = KnowledgeBased(
+        data.num_items,
+        attributes,
+        tuple(numbers),
+        config.relaxation,
+        config.likes,
+        config.refuse_after,
+        config.middle,
+    )
+    count = np.bincount(rows["item"][rows["positive"]], minlength=data.num_items)
+    model.set_items(has, np.stack([*numbers.values()], axis=1), count)
+    asked = Constraints(
+        tf.TensorSpec([None, has.shape[1]], tf.int8, "wanted"),
+        tf.TensorSpec([None, len(numbers), 2], tf.float32, "between"),
+    )
+    rest = [tf.TensorSpec([], tf.int32, "k"), tf.TensorSpec([None, None], tf.int32, "exclude")]
+    functions = {"score_items": (model.score_items, [QUERY_SPEC]), "recommend": (model.recommend, [asked, *rest])}
+    save(model, served(functions, model), config, workdir)
+
+
+def item_attributes(data: EncodedData, most: int) -> tuple[dict[str, list[str]], np.ndarray]:
+    """The names of the attributes by column, and which items have them, float32 `[I, A]`.
+
+    Raises:
+      ShortlistError: if there is none.
+    """
+    names = {"genres": list(data.state["genres"])} if data.state["genres"] else {}
+    blocks = [data.items["genres"]]
+    for column in data.state["categories"]:
+        rows = data.items[f"category_{column}"]
+        known = np.arange(FIRST_ID, min(rows.max() + 1, FIRST_ID + most))
+        if len(known):
+            names[column] = data.category(column, known).to_pylist()
+            blocks.append((rows[:, np.newaxis] == known).astype(np.float32))
+    if not names:
+        raise ShortlistError(
+            "`knowledge_based` needs items with genres or categories. Give a table of items with --set "
+            f"data.items=FILE. Received: {data.num_items - FIRST_ID:,} items without any."
+        )
+    return names, np.concatenate(blocks, axis=1)
