@@ -2,10 +2,12 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from shortlist.components._config import Config
-from shortlist.components.artifacts import Artifact, Candidates, Encoded, Model
-from shortlist.components.pipeline import Component
+from shortlist.components._sources import digest
+from shortlist.components.artifacts import Candidates, Encoded, Model
+from shortlist.components.pipeline import Component, Node
 
 
 class Trainer(Component):
@@ -23,14 +25,36 @@ class Trainer(Component):
         super().__init__(config, name)
         self.run_fn = run_fn
 
+    @classmethod
+    def step_of(cls, name: str) -> Node:
+        """The step of this name."""
+        return Node(f"{cls.__name__}.{name}", cls.output)
+
     def modules(self) -> list[str]:
         return [*super().modules(), self.run_fn.partition(":")[0]]
 
+    def external(self) -> Any:
+        """The digests of the files that the configuration names."""
+        config = {} if self.config is None else dict(self.config)
+        return {name: digest(value, name) for name, value in config.items() if isinstance(value, Path)} or None
+
     def run(
-        self, out: Path, encoded: Encoded, candidates: Candidates | None = None, start: Model | None = None
+        self,
+        out: Path,
+        encoded: Encoded,
+        candidates: Candidates | None = None,
+        start: Model | None = None,
+        of: dict[str, Model] | None = None,
     ) -> None:
-        """See `Model` for what is written. `start` is a model to go on with, of the same trainer with fewer epochs."""
+        """See `Model` for what is written. `start` is a model to go on with, of the same trainer with fewer epochs;
+        `of` are those that the one to train builds on, by name.
+
+        Raises:
+          ShortlistError: if one of these was not made from `encoded`, and whatever the trainer refuses.
+        """
         module, _, function = self.run_fn.partition(":")
-        inputs: dict[str, Artifact] = {"encoded": encoded}
-        inputs |= {name: given for name, given in (("candidates", candidates), ("start", start)) if given is not None}
+        for base in (of or {}).values():
+            base.refuse_unless_made_from(encoded)
+        given = {"encoded": encoded, "candidates": candidates, "start": start, "of": of}
+        inputs = {name: value for name, value in given.items() if value is not None}
         getattr(importlib.import_module(module), function)(self.config, inputs, out)

@@ -648,3 +648,17 @@ def calibration(expected, actual, buckets):
         b: (len(rows), np.mean([expected[r] for r in rows]), np.mean([actual[r] for r in rows]))
         for b, rows in sorted(found.items())
     }
+
+
+# --- models that build on others --------------------------------------------------------------------------------------
+
+
+def neighbour_scores(vectors, history, length, decay):
+    """Σ over the last `length` entries of a history of decay^age · cosine; rows 0 and 1 say nothing."""
+    scores = np.zeros(len(vectors))
+    for age, watched in enumerate(list(history)[::-1][:length]):
+        for item in range(2, len(vectors)):
+            lengths = np.linalg.norm(vectors[watched]) * np.linalg.norm(vectors[item])
+            if watched >= 2 and lengths > 0:
+                scores[item] += decay**age * vectors[watched] @ vectors[item] / lengths
+    return scores

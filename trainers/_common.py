@@ -14,10 +14,10 @@ from shortlist.components._config import Config
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import progress
-from shortlist.components._queries import EncodedData, Queries, build_queries
+from shortlist.components._queries import NO_TIME, EncodedData, Queries, build_queries
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
-from shortlist.models._base import query_spec
+from shortlist.models._base import Factorized, query_spec
 
 
 class TrainerConfig(Config):
@@ -27,11 +27,14 @@ class TrainerConfig(Config):
       seed: of initial weights, shuffling and sampling.
       deterministic: only operations that repeat exactly, for the rest of the process.
       train_on: "train", or "all" to fit a model that is to be served and not measured.
+      leave_out: share of each user's latest positives that is not trained on, for a model that learns from them how far
+        to trust this one.
     """
 
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     deterministic: bool = True
     train_on: str = pydantic.Field("train", pattern="^(train|all)$")
+    leave_out: float = pydantic.Field(0.0, ge=0, lt=1)
 
 
 class EpochsConfig(TrainerConfig):
@@ -54,7 +57,7 @@ def prepare(config: TrainerConfig) -> None:
 
 
 def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData, dict[str, np.ndarray]]:
-    """The encoded data and the rows to train on.
+    """The encoded data and the rows to train on, those of `train_on` but for `leave_out`.
 
     Raises:
       ShortlistError: if none of the rows is a positive.
@@ -67,7 +70,32 @@ def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData,
             f"out. Received: no positive among {len(rows['positive']):,} rows, "
             f"positive_threshold={data.state['positive_threshold']}."
         )
+    if config.leave_out:
+        late = latest(rows, config.leave_out)
+        rows = {name: values[~late] for name, values in rows.items()}
     return data, rows
+
+
+def latest(rows: Mapping[str, np.ndarray], share: float) -> np.ndarray:
+    """Which rows `[N]` stand at or after each user's first of the latest `share` of their positives.
+
+    Of n positives with a time these are the last ⌊share · n⌋; rows that share a time with the first of them go with it.
+    A user all of whose positives would go keeps them all.
+    """
+    key, time = rows["user_key"], rows["timestamp"]
+    positive = np.flatnonzero(rows["positive"] & (time < NO_TIME))
+    users, first, count = np.unique(key[positive], return_index=True, return_counts=True)
+    kept = count - (share * count).astype(np.int64)
+    start = np.full(int(key.max(initial=0)) + 1, NO_TIME)
+    cut = kept < count
+    start[users[cut]] = time[positive[first[cut] + kept[cut]]]
+    start[users[start[users] <= time[positive[first]]]] = NO_TIME  # nothing would stand before it
+    return (time >= start[key]) & (start[key] < NO_TIME)
+
+
+def bases(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The models that the one to train builds on, by name."""
+    return {name: tf.keras.models.load_model(str(model / "model.keras")) for name, model in inputs["of"].items()}
 
 
 def start_of(inputs: Mapping[str, Any]) -> tuple[Any, int]:
@@ -102,6 +130,21 @@ def next_item_batches(
     one = examples.at(examples.usable[:1])
     spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in one.items()}
     return tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8), steps
+
+
+def with_vectors(models: Mapping[str, Any]) -> Any:
+    """The one model, which must have item vectors.
+
+    Raises:
+      ShortlistError: if it has none.
+    """
+    ((name, model),) = models.items()
+    if not isinstance(model, Factorized):
+        raise ShortlistError(
+            f"`of` must name a model whose score is a dot product, such as wals or two_tower. Received: {name!r}, "
+            f"{type(model).__name__}, which has no item vectors."
+        )
+    return model
 
 
 class Bar(tf.keras.callbacks.Callback):

@@ -35,7 +35,7 @@ from shortlist.trainers.two_stage import (
 )
 
 BEST = "best.toml"
-UNSEARCHED = ("seed", "train_on", "deterministic")
+UNSEARCHED = ("seed", "train_on", "deterministic", "leave_out")
 
 
 class SweepConfig(Config):

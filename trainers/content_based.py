@@ -65,7 +65,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     data, rows = load(config, inputs)
     if config.form == "profile":
         model = _new(config, data)
-        save(model, serving(model), config, workdir)
+        save(model, serving(model, data), config, workdir)
         return
     examples = NextItemExamples(rows, config.history_length, config.examples_per_user)
     if not len(examples):
@@ -88,7 +88,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("content_based: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history)
 
 
 def item_content(data: EncodedData, config: Config) -> np.ndarray:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
-from shortlist.models._base import FIRST_ID, QUERY_SPEC
+from shortlist.models._base import FIRST_ID, query_spec
 from shortlist.models.knowledge_based import Constraints, KnowledgeBased
 from shortlist.trainers._common import TrainerConfig, load, prepare, save, served
 
@@ -58,7 +58,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         tf.TensorSpec([None, len(numbers), 2], tf.float32, "between"),
     )
     rest = [tf.TensorSpec([], tf.int32, "k"), tf.TensorSpec([None, None], tf.int32, "exclude")]
-    functions = {"score_items": (model.score_items, [QUERY_SPEC]), "recommend": (model.recommend, [asked, *rest])}
+    functions = {"score_items": (model.score_items, [query_spec(data.kinds)]), "recommend": (model.recommend, [asked, *rest])}
     save(model, served(functions, model), config, workdir)
 
 

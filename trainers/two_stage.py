@@ -3,7 +3,7 @@
 import copy
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,29 +122,61 @@ def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, tuple[Node, Nod
 
 
 def _retrievers(
-    p: Pipeline, config: TwoStage, models: Mapping[str, ModelConfig], encoded: Node, prefix: str = ""
+    p: Pipeline, config: TwoStage, models: Iterable[str], encoded: Node, prefix: str = ""
 ) -> dict[str, Node]:
-    train_on = {"train_on": "all"} if prefix else {}
-    trained = {n: _trained(p, prefix + n, model, config, encoded, forced=train_on) for n, model in models.items()}
+    trained = {name: _retriever(p, config, name, encoded, prefix) for name in models}
     return {name: p.add(RetrievalIndex(prefix + name), model, encoded) for name, model in trained.items()}
 
 
-def _trained(
-    p: Pipeline, name: str, model: ModelConfig, config: TwoStage, *inputs: Node, forced: Mapping[str, Any] | None = None
+def _retriever(
+    p: Pipeline, config: TwoStage, name: str, encoded: Node, prefix: str = "", leave_out: float = 0.0
 ) -> Node:
+    """Trains a retriever once, after those it builds on; these without the rows that it is to learn from itself."""
+    model = _model_of(config, name)
+    step = f"{prefix}{name}.without{leave_out:g}" if leave_out else prefix + name
+    last = Trainer.step_of(f"{step}.epochs{model.rungs[-1]}" if model.rungs else step)
+    if last.step in p.steps:
+        return last
+    forced = {**({"train_on": "all"} if prefix else {}), **({"leave_out": leave_out} if leave_out else {})}
+    settings = _trainer(name, model, config, forced).config
+    held_back = leave_out or getattr(settings, "held_back", 0.0)
+    of = {base: _retriever(p, config, base, encoded, prefix, held_back) for base in _bases(settings)}
+    return _trained(p, step, model, config, encoded, forced=forced, of=of)
+
+
+def _trained(
+    p: Pipeline,
+    name: str,
+    model: ModelConfig,
+    config: TwoStage,
+    *inputs: Node,
+    forced: Mapping[str, Any] | None = None,
+    of: Mapping[str, Node] | None = None,
+) -> Node:
+    given: dict[str, Any] = {"of": of} if of else {}
     if not model.rungs:
-        return p.add(_trainer(name, model, config, forced), *inputs)
-    start: dict[str, Node] = {}
+        return p.add(_trainer(name, model, config, forced), *inputs, **given)
     for epochs in model.rungs:
         step = _trainer(f"{name}.epochs{epochs}", model, config, {**(forced or {}), "epochs": epochs})
-        start = {"start": p.add(step, *inputs, **start)}
-    return start["start"]
+        given["start"] = p.add(step, *inputs, **given)
+    return given["start"]
 
 
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
     where = f"{name} ({model.model})"
     return Trainer(parse(_config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
+
+
+def _bases(settings: Config) -> tuple[str, ...]:
+    """The retrievers that a model builds on: its setting `of`, one name or several."""
+    of: str | tuple[str, ...] = getattr(settings, "of", ())
+    return (of,) if isinstance(of, str) else of
+
+
+def _model_of(config: TwoStage, name: str) -> ModelConfig:
+    """What a retriever's name stands for: a source, a baseline, or a model as it is shipped."""
+    return {**config.baselines, **config.sources}.get(name) or ModelConfig(model=name)
 
 
 def model_names() -> list[str]:
@@ -239,6 +271,9 @@ def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping
     for models in (config.sources, config.baselines, {RANKER: config.ranker}):
         for name, model in models.items():
             _trainer(name, model, config)  # refuses settings that don't fit before anything runs
+    for group, models in (("sources", config.sources), ("baselines", config.baselines)):
+        for name in models:
+            _check_bases(config, group, (name,))
     return config
 
 
@@ -294,6 +329,32 @@ def _check_models(config: TwoStage) -> None:
     _measured_alone("transform.fit_on", config.transform.fit_on)
     if config.ranker.model != RANKER:
         raise ShortlistError(f"`ranker.model` must be {RANKER}. Received: {config.ranker.model!r}.")
+
+
+def _check_bases(config: TwoStage, group: str, path: tuple[str, ...]) -> None:
+    """Refuses a model that builds on what there isn't, or in the end on itself; `path` leads to what is looked at."""
+    settings = _trainer(path[-1], _model_of(config, path[-1]), config).config
+    known = [*config.sources, *config.baselines, *(name for name in model_names() if name != RANKER)]
+    for base in _bases(settings):
+        where = f"`{group}.{path[0]}.of`"
+        if base not in known:
+            raise ShortlistError(
+                f"{where} must name a source, a baseline or a model: {', '.join(dict.fromkeys(known))}. "
+                f"Received: {base!r}."
+            )
+        if base in path:
+            raise ShortlistError(
+                f"{where} must not lead back to where it came from, or neither could be trained first. "
+                f"Received: {' of '.join((*path, base))}."
+            )
+        if hasattr(settings, "held_back") and hasattr(
+            _trainer(base, _model_of(config, base), config).config, "held_back"
+        ):
+            raise ShortlistError(
+                f"{where} must name models that keep no rows back for themselves, as {path[-1]} does. "
+                f"Received: {base!r}."
+            )
+        _check_bases(config, group, (*path, base))
 
 
 def _measured_alone(name: str, value: Any) -> None:

@@ -20,7 +20,7 @@ from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, retrieve
 from shortlist.components._queries import EncodedData, build_queries
-from shortlist.components.artifacts import Artifact, Candidates, Encoded
+from shortlist.components.artifacts import Artifact, Candidates, Encoded, Model
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.metrics import ranking_metrics
 from shortlist.components.pipeline import Pipeline
@@ -37,8 +37,11 @@ TINY: dict[str, dict[str, Any]] = {
     "ease": {"l2": 2.0, "neighbours": 5},
     "wals": {"embedding_dim": 3, "epochs": 2},
     "two_tower": {"embedding_dim": 4, "epochs": 2, "batch_size": 64, "user_id": True, "hidden_units": [4]},
+    "neighbours": {"history_length": 4},
     RANKER: {"hidden_units": [4], "epochs": 2, "batch_size": 64},
 }
+OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",)}
+"""What each builds on, trained before it."""
 RANDOM = ("wals", "two_tower", RANKER)
 RETRIEVERS = [name for name in TINY if name != RANKER]
 
@@ -59,7 +62,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 def train(model: str, inputs: dict[str, Any], workdir: Path, **settings: Any) -> Path:
     module = importlib.import_module(f"shortlist.trainers.{model}")
     workdir.mkdir(parents=True)
-    module.train(parse(module.Config, {**TINY[model], **settings}), inputs, workdir)
+    bases = (
+        {} if "of" in inputs else {name: Model(train(name, inputs, workdir / name), "") for name in OF.get(model, ())}
+    )
+    module.train(parse(module.Config, {**TINY[model], **settings}), {"of": bases, **inputs}, workdir)
     return workdir
 
 
@@ -422,7 +428,7 @@ def test_no_positive_is_refused(tmp_path: Path, model: str) -> None:
     rows = [tables.row("u", f"i{n}", n, rating=2.0) for n in range(4)]
     encoded = tables.encode(tables.write_splits(tmp_path / "s", {"train": rows}, positive_threshold=4.0))
     with pytest.raises(ShortlistError, match=r"^`train` must hold a positive, .* Received: no positive among 4 rows"):
-        train(model, {"encoded": encoded}, tmp_path / "m")
+        train(model, {"encoded": encoded, "of": {}}, tmp_path / "m")
 
 
 # --- configuration --------------------------------------------------------------------------------------------------
@@ -501,7 +507,7 @@ def test_baselines_are_replaced_too(tmp_path: Path) -> None:
         ),
         (
             {"sources.x.model": "wal"},
-            "`model` must be one of ease, item_knn, popularity, two_tower, wals, weighted_logistic.",
+            f"`model` must be one of {', '.join(sorted(TINY))}.",
         ),
         ({"seed.x": 1}, "`seed.x` is not a setting: `seed` is a value. Leave the rest out."),
         ({"sources": {}}, "`sources` of the configuration: "),

@@ -92,7 +92,7 @@ def test_what_is_given_is_not_searched(log, tmp_path):
 
 
 BAD = [
-    ({"target": "wols"}, "`target` must be one of ease, item_knn, popularity, two_tower, wals, weighted_logistic"),
+    ({"target": "wols"}, f"`target` must be one of {', '.join(model_names())}, two_stage"),
     ({"trials": 0}, "`trials` of the sweep: Input should be greater than or equal to 1. Received: 0."),
     (
         {"objective": "ndgc@10"},

@@ -1,0 +1,205 @@
+"""Retrievers that build on others: in what order they are trained, with what, and what they need once they are."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fixed_models
+import numpy as np
+import pytest
+import small_run
+import tensorflow as tf
+
+from shortlist import ShortlistError
+from shortlist.components._config import parse
+from shortlist.components._first_stage import load_index
+from shortlist.components._queries import NO_TIME, EncodedData
+from shortlist.components.artifacts import Artifact, Model
+from shortlist.components.pipeline import Pipeline
+from shortlist.components.retrieval_index import RetrievalIndex
+from shortlist.trainers._common import TrainerConfig, latest, load
+from shortlist.trainers.tuning import SweepConfig, tune
+from shortlist.trainers.two_stage import load_config, retrieval_only, two_stage
+
+WALS = {"model": "wals", "embedding_dim": 3, "epochs": 5}
+
+
+def needs(p: Pipeline, step: str) -> list[str]:
+    return [name.removeprefix("Trainer.") for name in p.steps[step].needs if name.startswith("Trainer.")]
+
+
+def config(**settings: Any) -> Any:
+    return load_config(overrides={"sources": {"near": {"model": "neighbours"}, "wals": {}}, **settings})
+
+
+# --- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_trained_before_what_builds_on_it_wherever_it_stands() -> None:
+    p = two_stage(config(refit=True))
+    steps = [step for step in p.steps if step.startswith("Trainer.")]
+    assert steps.index("Trainer.wals") < steps.index("Trainer.near")
+    assert needs(p, "Trainer.near") == ["wals"]
+    assert needs(p, "Trainer.refit.near") == ["refit.wals"]
+    assert p.steps["Trainer.refit.wals"].component.config.train_on == "all"
+    assert [*p.steps["CandidateGenerator"].inputs["sources"]] == ["near", "wals"]
+
+
+def test_a_model_that_is_no_source_is_trained_as_it_is_shipped_and_proposes_nothing() -> None:
+    p = retrieval_only(load_config(overrides={"sources": {"a": {"model": "neighbours"}, "b": {"model": "neighbours"}}}))
+    assert p.steps["Trainer.wals"].component.config == type(p.steps["Trainer.wals"].component.config)()
+    assert needs(p, "Trainer.a") == needs(p, "Trainer.b") == ["wals"]
+    assert "RetrievalIndex.wals" not in p.steps
+    assert [*p.steps["Evaluator"].inputs["sources"]] == ["a", "b"]
+
+
+def test_baselines_build_on_sources_and_sources_on_baselines() -> None:
+    p = retrieval_only(config(baselines={"plain": WALS, "mine": {"model": "neighbours", "of": "wals"}}))
+    assert needs(p, "Trainer.mine") == ["wals"]
+    p = retrieval_only(config(**{"baselines": {"plain": WALS}, "sources.near.of": "plain"}))
+    assert needs(p, "Trainer.near") == ["plain"]
+    assert p.steps["Trainer.plain"].component.config.embedding_dim == 3
+
+
+def test_of_a_base_in_rungs_the_last_one_is_built_on() -> None:
+    given = config()
+    sources = {**given.sources, "wals": given.sources["wals"].model_copy(update={"rungs": (1, 3)})}
+    p = retrieval_only(given.model_copy(update={"sources": sources}))
+    assert needs(p, "Trainer.near") == ["wals.epochs3"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sources.near.of": "wols"}, "`sources.near.of` must name a source, a baseline or a model: near, wals, "),
+        ({"sources.near.of": "weighted_logistic"}, "`sources.near.of` must name a source, a baseline or a model: "),
+        (
+            {"sources.near.of": "near"},
+            "`sources.near.of` must not lead back to where it came from, or neither could be",
+        ),
+        ({"baselines": {"b": {"model": "neighbours", "of": "x"}}}, "`baselines.b.of` must name a source, a baseline"),
+    ],
+)
+def test_what_cannot_be_built_on_is_refused_before_anything_runs(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShortlistError) as error:
+        config(**settings)
+    assert str(error.value).startswith(message)
+
+
+def test_a_ring_is_named() -> None:
+    ring = {name: {"model": "neighbours", "of": base} for name, base in (("a", "b"), ("b", "c"), ("c", "b"))}
+    with pytest.raises(ShortlistError, match=r"Received: a of b of c of b\.$"):
+        load_config(overrides={"sources": ring})
+
+
+# --- trained ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("log")
+    small_run.write_log(folder)
+    return {"data.source": f"parquet:{folder / 'log.parquet'}", "data.items": str(folder / "items.csv")}
+
+
+BUILT = ["neighbours"]
+
+
+@pytest.fixture(scope="module")
+def run(log: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    sources = {name: {"of": "base"} for name in BUILT}
+    settings = {
+        **log,
+        "sources": sources,
+        "baselines": {"base": WALS},
+        "evaluation.cutoffs": [10],
+        "evaluation.samples": 100,
+    }
+    pipeline = retrieval_only(load_config(overrides={**settings, "workdir": tmp_path_factory.mktemp("run")}))
+    return pipeline.run(until=["Evaluator"])
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_served_needs_no_base(run: dict[str, Artifact], name: str, tmp_path: Path) -> None:
+    """The model and its index answer alike when nothing else is left on the disk."""
+    shutil.copytree(run[f"Trainer.{name}"].uri, tmp_path / "model")
+    trained, index = tf.saved_model.load(str(tmp_path / "model" / "serving")), load_index(run[f"RetrievalIndex.{name}"])
+    query = {
+        "user": tf.constant([2, 3]),
+        "history": tf.constant([[2, 5, 9], [7, 0, 0]]),
+        "history_time": tf.constant([[1, 2, 3], [4, 0, 0]], tf.int64) + 1_600_000_000,
+        "time": tf.constant([1_601_000_000] * 2, tf.int64),
+    }
+    expected = index.scores(query).numpy()
+    moved = run["Trainer.base"].uri.rename(tmp_path / "base")
+    try:
+        RetrievalIndex(name).run(tmp_path, Model(run[f"Trainer.{name}"].uri, ""), run["Transform"])
+        made = tf.saved_model.load(str(tmp_path / "index"))
+        again = made.scores(query).numpy()
+        loaded = tf.keras.models.load_model(str(tmp_path / "model" / "model.keras")).score_items(query).numpy()
+    finally:
+        moved.rename(run["Trainer.base"].uri)
+    assert np.unique(expected[np.isfinite(expected)]).size > 10
+    for scores in (again, loaded, trained.score_items(query).numpy()):
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_found_beats_chance(run: dict[str, Artifact], name: str) -> None:
+    value = run["Evaluator"].read_json("metrics.json")["systems"][name]["recall@10"]
+    assert value["low"] > 10 / 40  # of 60 items 20 are watched, and at least 16 of them before the test
+
+
+def test_a_sweep_of_what_builds_trains_the_base_once(log: dict[str, str], tmp_path: Path) -> None:
+    space = {"decay": {"type": "choice", "choices": [1.0, 0.1]}}
+    sweep = tune(
+        parse(SweepConfig, {"target": "neighbours", "trials": 2, "space": space, "given": log, "algorithm": "grid"}),
+        tmp_path,
+    )
+    assert [r.status for r in sweep.records()] == ["completed", "completed"]
+    steps = {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / "artifacts").glob("Trainer.*")}
+    assert steps == {"Trainer.wals": 1, "Trainer.neighbours": 2}
+
+
+def test_a_base_without_vectors_is_refused(log: dict[str, str], tmp_path: Path) -> None:
+    sources = {"near": {"model": "neighbours", "of": "item_knn"}}
+    p = retrieval_only(load_config(overrides={**log, "sources": sources, "workdir": tmp_path}))
+    with pytest.raises(ShortlistError) as error:
+        p.run(until=["Trainer.near"])
+    assert str(error.value) == (
+        "`of` must name a model whose score is a dot product, such as wals or two_tower. Received: 'item_knn', "
+        "ItemKNN, which has no item vectors."
+    )
+
+
+# --- rows that are kept back ------------------------------------------------------------------------------------------
+
+
+def rows_of(*events: tuple[int, int, bool]) -> dict[str, np.ndarray]:
+    key, time, positive = map(np.array, zip(*events, strict=True))
+    return {"user_key": key, "timestamp": time.astype(np.int64), "positive": positive.astype(bool)}
+
+
+def test_the_latest_rows_by_hand() -> None:
+    # User 0: of 4 positives the last half, times 3 and 5, and what was shown from 3 on. User 1: the boundary falls into
+    # a tie, which goes as a whole. User 2 would lose all, user 3 has but one, user 4 none with a time.
+    rows = rows_of(
+        *((0, 1, 1), (0, 2, 0), (0, 2, 1), (0, 3, 1), (0, 4, 0), (0, 5, 1)),
+        *((1, 1, 1), (1, 4, 1), (1, 4, 1), (1, 6, 1)),
+        *((2, 7, 1), (2, 7, 1)),
+        *((3, 8, 1),),
+        *((4, NO_TIME, 1), (4, NO_TIME, 1)),
+    )
+    expected = [0, 0, 0, 1, 1, 1, *(0, 1, 1, 1), *(0, 0), 0, *(0, 0)]
+    np.testing.assert_array_equal(latest(rows, 0.5), np.array(expected, bool))
+    assert not latest(rows, 0.2).any()
+
+
+def test_what_is_left_out_is_not_trained_on(tmp_path: Path) -> None:
+    p = Pipeline(tmp_path)
+    encoded = fixed_models.encoded(p, fixed_models.random_parts(7, users=20))
+    data = EncodedData(p.run()[encoded.step])
+    inputs = {"encoded": data.artifact}
+    every, early = (load(TrainerConfig(leave_out=share), inputs)[1] for share in (0.0, 0.4))
+    assert (len(every["item"]), len(early["item"])) == (100, 60)
+    assert early.keys() == every.keys()
