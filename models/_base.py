@@ -103,7 +103,9 @@ class Retriever(Protocol):
     """A model that can propose items: it scores the whole catalogue for a query."""
 
     def score_items(self, query: Query) -> tf.Tensor:
-        """Scores float32 `[B, I]`, higher is better, one column an item row (the two reserved rows included)."""
+        """Scores float32 `[B, I]`, higher is better, one column an item row (the two reserved rows included).
+
+        −∞ leaves an item out of what is proposed."""
         ...
 
 

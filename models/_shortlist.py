@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, Query, RankingQuery, masked_top_k, query_spec
+from shortlist.models._nested import finite
 from shortlist.models._ranking_features import RankingFeatures
 
 RRF = 60.0
@@ -16,7 +17,7 @@ RRF = 60.0
 class Proposals(NamedTuple):
     """What the sources say of the whole catalogue: float32 `[B, I]` a source, and in sum.
 
-    `scores`; `ranks` from 1, quota + 1 for what a source does not propose; `fused`, 0 for what no source proposes.
+    `scores`, finite; `ranks` from 1, quota + 1 for what a source does not propose; `fused`, 0 for what none proposes.
     """
 
     scores: list[tf.Tensor]
@@ -96,7 +97,7 @@ class Shortlist(tf.Module):
             share = tf.broadcast_to(share, tf.shape(top))
             fused = tf.tensor_scatter_nd_add(fused, where[found], share[found])
             rank_tables.append(table)
-        return Proposals(scores, rank_tables, fused)
+        return Proposals([finite(score) for score in scores], rank_tables, fused)
 
     def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
         """`items` and `fused` of a call: the K best."""

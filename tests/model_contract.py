@@ -67,6 +67,9 @@ class ModelContract:
     tolerance: ClassVar[float] = 1e-6
     """Relative, between processes, and absolute for scores below 1."""
 
+    leaves_out: ClassVar[bool] = False
+    """Whether the model leaves items out, with a score of −∞."""
+
     def make(self) -> tf.keras.Model:
         raise NotImplementedError
 
@@ -146,7 +149,9 @@ class ModelContract:
         assert scores.dtype == tf.float32
         assert scores.shape.rank == 2
         assert scores.shape[0] == tf.nest.flatten(inputs)[0].shape[0] >= 2
-        assert np.isfinite(scores.numpy()).all()
+        out = np.isneginf(scores.numpy())
+        assert np.isfinite(scores.numpy()[~out]).all()
+        assert out.any() == self.leaves_out
         assert len(np.unique(scores)) > 1, "a contract that compares constant scores proves nothing"
 
     def test_call_gives_the_scores(self, model: tf.keras.Model, inputs: Any) -> None:

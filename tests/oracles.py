@@ -662,3 +662,24 @@ def neighbour_scores(vectors, history, length, decay):
             if watched >= 2 and lengths > 0:
                 scores[item] += decay**age * vectors[watched] @ vectors[item] / lengths
     return scores
+
+
+def similar_user_scores(query, vectors, own, items, times, now, count, neighbours, half_life_days):
+    """What the users nearest to a query vector watched before `now`, by cosine and age; `own` is left out.
+
+    `vectors`, `items` and `times` are by user; a user without a vector is none.
+    """
+
+    def cosine(a, b):
+        lengths = np.linalg.norm(a) * np.linalg.norm(b)
+        return a @ b / lengths if lengths else 0.0
+
+    known = [u for u in range(2, len(vectors)) if u != own and np.any(vectors[u])]
+    near = sorted(known, key=lambda u: -cosine(query, vectors[u]))[:neighbours]
+    scores = np.full(count, -np.inf)
+    for user in near:
+        for item, time in zip(items[user], times[user], strict=True):
+            weight = max(cosine(query, vectors[user]), 0) * 0.5 ** ((now - time) / 86_400 / half_life_days)
+            if item >= 2 and time < now and weight > 0:
+                scores[item] = max(scores[item], 0) + weight
+    return scores

@@ -74,7 +74,7 @@ def item_attributes(data: EncodedData, most: int) -> tuple[dict[str, list[str]],
         rows = data.items[f"category_{column}"]
         known = np.arange(FIRST_ID, min(rows.max() + 1, FIRST_ID + most))
         if len(known):
-            names[column] = data.category(column, known).to_pylist()
+            names[column] = data.category(f"category_{column}", known).to_pylist()
             blocks.append((rows[:, np.newaxis] == known).astype(np.float32))
     if not names:
         raise ShortlistError(

@@ -168,7 +168,7 @@ def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[st
     return Trainer(parse(_config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
 
 
-def _bases(settings: Config) -> tuple[str, ...]:
+def _bases(settings: Config | None) -> tuple[str, ...]:
     """The retrievers that a model builds on: its setting `of`, one name or several."""
     of: str | tuple[str, ...] = getattr(settings, "of", ())
     return (of,) if isinstance(of, str) else of

@@ -137,3 +137,16 @@ def test_the_order_of_a_long_shortlist_is_that_of_the_fusion(quota: int) -> None
     best = np.argsort(-answer["order"][0].numpy(), kind="stable")
     best = best[best >= 2]
     np.testing.assert_array_equal(best[:quota], answer["items"][0])
+
+
+def test_what_a_source_leaves_out_it_does_not_propose_and_others_may() -> None:
+    out = -np.inf
+    tables = [np.full((2, ITEMS), out, np.float32), np.arange(2 * ITEMS, dtype=np.float32).reshape(2, ITEMS)]
+    tables[0][0, [4, 7]] = 1.0, 3.0
+    asked = query(np.array([[2], [3]]))
+    found = made(tables, [5, 2], 6, np.zeros(ITEMS))(ranking_query(asked), tf.zeros((2, 0), tf.int32))
+    # The first source proposes 7, then 4, to the first and nothing to the second; the second 11 and 10 to both.
+    np.testing.assert_array_equal(found["items"], [[7, 11, 4, 10, 0, 0], [11, 10, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(found["ranks"][0, 0, :4], [1, 6, 2, 6])
+    assert np.isfinite(found["features"].numpy()).all()
+    assert np.isfinite(found["order"].numpy()).all()

@@ -102,7 +102,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"data.source": f"parquet:{folder / 'log.parquet'}", "data.items": str(folder / "items.csv")}
 
 
-BUILT = ["neighbours"]
+BUILT = ["neighbours", "similar_users"]
 
 
 @pytest.fixture(scope="module")
