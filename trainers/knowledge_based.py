@@ -58,7 +58,10 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         tf.TensorSpec([None, len(numbers), 2], tf.float32, "between"),
     )
     rest = [tf.TensorSpec([], tf.int32, "k"), tf.TensorSpec([None, None], tf.int32, "exclude")]
-    functions = {"score_items": (model.score_items, [query_spec(data.kinds)]), "recommend": (model.recommend, [asked, *rest])}
+    functions = {
+        "score_items": (model.score_items, [query_spec(data.kinds)]),
+        "recommend": (model.recommend, [asked, *rest]),
+    }
     save(model, served(functions, model), config, workdir)
 
 
