@@ -49,8 +49,8 @@ class EncodedData:
 
     @cached_property
     def items(self) -> Rows:
-        """By item row: `id` and `title` (objects), `year` int16, `genres` float32 `[I, G]` multi-hot, and the columns
-        `category_<name>` int32 and `number_<name>` float32."""
+        """By item row: `id` and `title` (objects), `year` int16, `added` int64, `genres` float32 `[I, G]` multi-hot,
+        and the columns `category_<name>` int32 and `number_<name>` float32."""
         table = pq.read_table(self.artifact / "items.parquet")
         lists = table["genres"].combine_chunks()
         genres = np.zeros((len(table), len(self.state["genres"])), np.float32)
@@ -60,6 +60,7 @@ class EncodedData:
             "id": table["id"].to_numpy(),
             "title": table["title"].to_numpy(),
             "year": table["year"].to_numpy(),
+            "added": table["added"].to_numpy(),
             "genres": genres,
             **{n: table[n].to_numpy() for n in table.column_names if n.startswith(("category_", "number_"))},
         }

@@ -13,9 +13,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from shortlist import ShortlistError
-from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, listed, require, show
+from shortlist.components._tables import INTERACTIONS, ITEMS, RANKING, USERS, conform, first, listed, require, show
 
-KNOWN = {"source": INTERACTIONS, "items": ITEMS, "users": USERS}
+KNOWN = {"source": INTERACTIONS, "items": ITEMS, "users": USERS, "path": RANKING}
 REQUIRED = {"source": ("user", "item"), "items": ("item",), "users": ("user",)}
 
 
@@ -70,11 +70,11 @@ def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str])
       ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
         ids that it must have or without rows.
     """
-    forms = {s: "parquet" if p.suffix in (".parquet", ".pq") else "csv" for s, p in files.items()} | {"source": kind}
+    forms = {setting: _form(path) for setting, path in files.items()} | {"source": kind}
     raw: dict[str, pa.Table] = {}
     for setting, file in files.items():
         with opened(file, setting):
-            raw[setting] = (_read_csv if forms[setting] == "csv" else _read_parquet)(file, setting, columns)
+            raw[setting] = _READ[forms[setting]](file, setting, columns)
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
     tables = {setting: _renamed(table, columns) for setting, table in raw.items()}
     for setting, table in tables.items():
@@ -85,6 +85,30 @@ def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str])
             )
     about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}
     return Tables(tables["source"], tables.get("items"), tables.get("users"), about)
+
+
+def read_ranking(path: Path) -> pa.Table:
+    """What a file of items and scores holds: item, user (null in a row of everybody) and score, float32.
+
+    Raises:
+      ShortlistError: for a file that cannot be read, has no such columns, or a row without an item or a score.
+    """
+    with opened(path, "path"):
+        table = _READ[_form(path)](path, "path", {})
+    for name in ("item", "score"):
+        if name not in table.column_names:
+            have = listed(table.column_names)
+            raise ShortlistError(f"`{name}` must be a column of {path.name}. Received the columns: {have}. Rename one.")
+    ranking = conform(table, RANKING, path.name).select(list(RANKING))
+    missing = first(ranking["score"].is_null())
+    if missing >= 0 or not len(ranking):
+        received = f"none in data row {missing + 1}" if len(ranking) else "a table without rows"
+        raise ShortlistError(f"`score` of {path.name} must be a number in every row. Received: {received}.")
+    return ranking
+
+
+def _form(path: Path) -> str:
+    return "parquet" if path.suffix in (".parquet", ".pq") else "csv"
 
 
 def _read_csv(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
@@ -110,6 +134,9 @@ def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Ta
             return _unique_names(file.read().replace_schema_metadata(None), path, setting)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(path, setting, "a whole Parquet file", error) from None
+
+
+_READ = {"csv": _read_csv, "parquet": _read_parquet}
 
 
 def _unreadable(path: Path, setting: str, rule: str, error: object) -> ShortlistError:

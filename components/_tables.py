@@ -223,6 +223,11 @@ ITEMS: dict[str, tuple[pa.DataType, Convert]] = {
     "genres": (pa.list_(pa.string()), genres),
 }
 USERS: dict[str, tuple[pa.DataType, Convert]] = {"user": (pa.string(), ids)}
+RANKING: dict[str, tuple[pa.DataType, Convert]] = {
+    "item": (pa.string(), ids),
+    "user": (pa.string(), text),
+    "score": (pa.float32(), numbers),
+}
 
 
 def require(table: pa.Table, required: Sequence[str], found: Sequence[str], where: str) -> None:

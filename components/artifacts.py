@@ -124,9 +124,9 @@ class Encoded(Artifact):
       watch_time float32 (null as NaN), positive bool, watched bool (false for an impression without a watch),
       `context_<dimension>` int32 (0 missing or unknown), query int32 (row of `searches.npy`, where there are any);
       sorted as in `Splits`, `user_key` in the place of the user.
-    - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 (0 if
-      unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0 missing, 1 unknown),
-      `number_<column>` float32 (null as NaN).
+    - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 and
+      added int64 (0 if unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0
+      missing, 1 unknown), `number_<column>` float32 (null as NaN).
     - `users.parquet`: one row a `user_key`: id string, user int32, `user_<column>` int32 (of the items' vocabulary
       where they have the column) or float32.
     - `searches.npy`: int32 `[N, T]`, the words of each text that is searched for, row 0 for none.

@@ -158,6 +158,7 @@ class Transform(Component):
                 "id": pa.concat_arrays([reserved, items]),
                 "title": pa.concat_arrays([reserved, catalogue["title"].fill_null("").combine_chunks()]),
                 "year": np.concatenate([np.zeros(FIRST_ID, np.int16), years]),
+                "added": _reserved(_added(catalogue), 0),
                 "genres": pa.concat_arrays(
                     [pa.array([[]] * FIRST_ID, pa.list_(pa.int32())), _lookup_lists(genre_lists, genres)]
                 ),
@@ -191,6 +192,13 @@ class Transform(Component):
         (out / "state.json").write_text(json.dumps(state, indent=2))
         for name in ("splits.json", "source.json"):
             shutil.copy(splits / name, out / name)
+
+
+def _added(catalogue: pa.Table) -> np.ndarray:
+    """Seconds since 1970, 0 where the items don't say."""
+    if "added" not in catalogue.column_names:
+        return np.zeros(len(catalogue), np.int64)
+    return catalogue["added"].fill_null(0).to_numpy()
 
 
 def _lookup_lists(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:

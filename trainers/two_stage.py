@@ -11,7 +11,7 @@ import pydantic
 import tomllib
 
 from shortlist import ShortlistError
-from shortlist.components._config import Config, parse, unknown
+from shortlist.components._config import Config, nearest, parse, unknown
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.evaluator import TWO_STAGE, UNION, EvaluationConfig, Evaluator
@@ -37,7 +37,7 @@ class ModelConfig(Config):
     """A model to train.
 
     Args:
-      model: the name of its trainer.
+      model: the name of its trainer; in a file or on the command line `table:PATH` names its file too.
       settings: those that differ from `configs/<model>.toml`.
       rungs: epochs after which the training is kept as an artifact and gone on with, ascending; the last one is where
         it ends, in the place of the setting `epochs`. For Hyperband.
@@ -338,10 +338,8 @@ def _check_bases(config: TwoStage, group: str, path: tuple[str, ...]) -> None:
     for base in _bases(settings):
         where = f"`{group}.{path[0]}.of`"
         if base not in known:
-            raise ShortlistError(
-                f"{where} must name a source, a baseline or a model: {', '.join(dict.fromkeys(known))}. "
-                f"Received: {base!r}."
-            )
+            near = nearest(base, list(dict.fromkeys(known)))
+            raise ShortlistError(f"{where} must name a source, a baseline or a model. Received: {base!r}. {near}")
         if base in path:
             raise ShortlistError(
                 f"{where} must not lead back to where it came from, or neither could be trained first. "
@@ -373,7 +371,8 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 def _model(name: str, spec: Any, where: str) -> dict[str, Any]:
     settings = {key: value for key, value in _table(spec, where).items() if key != "model"}
-    return {"model": spec.get("model", name), "settings": settings}
+    model, colon, path = str(spec.get("model", name)).partition(":")
+    return {"model": model, "settings": {**settings, **({"path": path} if colon else {})}}
 
 
 def _merge(base: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,8 +71,11 @@ def test_of_a_base_in_rungs_the_last_one_is_built_on() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sources.near.of": "wols"}, "`sources.near.of` must name a source, a baseline or a model: near, wals, "),
-        ({"sources.near.of": "weighted_logistic"}, "`sources.near.of` must name a source, a baseline or a model: "),
+        (
+            {"sources.near.of": "wols"},
+            "`sources.near.of` must name a source, a baseline or a model. Received: 'wols'. Did you mean `wals`?",
+        ),
+        ({"sources.near.of": "weighted_logistic"}, "`sources.near.of` must name a source, a baseline or a model. "),
         (
             {"sources.near.of": "near"},
             "`sources.near.of` must not lead back to where it came from, or neither could be",

@@ -38,6 +38,8 @@ TINY: dict[str, dict[str, Any]] = {
     "wals": {"embedding_dim": 3, "epochs": 2},
     "two_tower": {"embedding_dim": 4, "epochs": 2, "batch_size": 64, "user_id": True, "hidden_units": [4]},
     "neighbours": {"history_length": 4},
+    "fresh": {"half_life_days": 2.0, "popularity": 1.0},
+    "table": {"path": Path(__file__).parent / "ranking.csv"},
     "similar_users": {"neighbours": 5, "history_length": 4},
     RANKER: {"hidden_units": [4], "epochs": 2, "batch_size": 64},
 }
