@@ -193,7 +193,7 @@ def test_default_columns_that_are_absent_empty_or_of_another_type_are_left_out(t
     for folder, own in (("a", {}), ("b", columns)):
         data = with_columns(tmp_path / folder, own)
         assert [data.state[name] for name in ("categories", "shared_categories", "numbers")] == [[], [], []]
-        assert data.items.keys() == {"id", "title", "year", "genres"}
+        assert data.items.keys() == {"id", "title", "year", "added", "genres"}
         assert not list(data.artifact.uri.glob("category_*"))
 
 
