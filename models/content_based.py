@@ -62,7 +62,7 @@ class ContentBased(tfrs.Model):
         embedding_dim: int = 32,
         hidden_units: tuple[int, ...] = (64,),
         dropout: float = 0.0,
-        item_dropout: float = 0.0,
+        item_dropout: float = 0.5,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
 from shortlist.models._checks import require, require_integer, require_number
+from shortlist.models._layers import last_n
 
 MOST = 16
 EXACT = 24
@@ -43,10 +44,10 @@ class KnowledgeBased(tf.keras.Model):
     popular, so that the order of equal costs is that of popularity. What is not in `relaxation` is never relaxed:
     s_i = −∞.
 
-    As a retriever it takes the constraints from the history, of M known items (`derive`). Of each column the `likes`
-    attributes most watched are liked, ties by the earlier one. Refused are those that no watched item has, though M
-    items drawn by popularity would have brought at least `refuse_after` of them. The range of a number holds
-    the middle `middle` of the watched items' known ones.
+    As a retriever it takes the constraints from the history (`derive`). Of each column the `likes` attributes that most
+    of the last L items have are liked, ties by the earlier one, and the range of a number holds the middle `middle` of
+    those that are known of them. Refused are the attributes that none of all M watched items has, though M items drawn
+    by popularity would have brought at least `refuse_after` of them.
 
     Source: Felfernig and Burke 2008, "Constraint-based recommender systems: technologies and research issues", §4
     (relaxation); the derivation from a history is this model's own.
@@ -57,6 +58,7 @@ class KnowledgeBased(tf.keras.Model):
       numbers: names of the columns of numbers; R of them.
       relaxation: the constraints that may be relaxed, the first one first; None for all: the ranges, then what is
         liked, then what is refused, each from the last column to the first. N of all constraints is at most 16.
+      history_length: L ≥ 1.
       likes: attributes liked of each column.
       refuse_after: above 0, see there.
       middle: in (0, 1].
@@ -83,7 +85,8 @@ class KnowledgeBased(tf.keras.Model):
         attributes: Mapping[str, Sequence[str]],
         numbers: Sequence[str] = (),
         relaxation: Sequence[str] | None = None,
-        likes: int = 3,
+        history_length: int = 10,
+        likes: int = 5,
         refuse_after: float = 3.0,
         middle: float = 0.8,
         **kwargs: Any,
@@ -106,6 +109,7 @@ class KnowledgeBased(tf.keras.Model):
         require(known, f"`relaxation` must name constraints once each, of {', '.join(every)}.", relaxation=relaxation)
         self.order = (*relaxed, *(name for name in every if name not in relaxed))
         self.soft = len(relaxed)
+        self.history_length = require_integer("history_length", history_length)
         self.likes = require_integer("likes", likes)
         self.refuse_after, self.middle = require_number("refuse_after", refuse_after), require_number("middle", middle)
         require(self.refuse_after > 0, "`refuse_after` must be above 0.", refuse_after=refuse_after)
@@ -177,13 +181,13 @@ class KnowledgeBased(tf.keras.Model):
 
     def derive(self, query: Query) -> Constraints:
         """The constraints that a history speaks for."""
-        history = query["history"]
-        seen = tf.cast(history >= FIRST_ID, tf.float32)  # [B, L]
-        held = tf.linalg.matvec(tf.gather(self.has, history), seen, transpose_a=True)  # [B, A]
+        held, seen = self._held(query["history"])
         expected = tf.reduce_sum(seen, axis=1, keepdims=True) * self.frequency
         refused = tf.cast((held == 0) & (expected >= self.refuse_after), tf.int8)
+        (history,) = last_n(query["history"], self.history_length)  # [B, L]
+        recent, seen = self._held(history)
         liked = []
-        for values in self._columns(held):
+        for values in self._columns(recent):
             most = tf.math.top_k(values, min(self.likes, values.shape[1])).indices  # [B, likes]
             best = tf.reduce_max(tf.one_hot(most, values.shape[1], dtype=tf.int32), axis=1)
             liked.append(tf.cast((best > 0) & (values > 0), tf.int8))
@@ -241,14 +245,28 @@ class KnowledgeBased(tf.keras.Model):
         return self.score_items(inputs)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("num_items", "attributes", "numbers", "relaxation", "likes", "refuse_after", "middle", "name")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "num_items",
+            "attributes",
+            "numbers",
+            "relaxation",
+            "history_length",
+            "likes",
+            "refuse_after",
+            "middle",
+        )
+        return {name: getattr(self, name) for name in names} | {"name": self.name}
 
     def _score(self, broken: tf.Tensor) -> tf.Tensor:
         cost = tf.constant(2.0 ** np.arange(len(self.order)), tf.float32)
         total = tf.linalg.matvec(tf.cast(broken, tf.float32), cost, transpose_a=True)  # [B, I]
         never = tf.reduce_any(broken[:, self.soft :], axis=1)
         return tf.where(never, -np.inf, self.popularity - total)
+
+    def _held(self, history: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """How many items of `history` `[B, L]` have each attribute, float32 `[B, A]`, and which are known, `[B, L]`."""
+        seen = tf.cast(history >= FIRST_ID, tf.float32)
+        return tf.linalg.matvec(tf.gather(self.has, history), seen, transpose_a=True), seen
 
     def _columns(self, values: tf.Tensor) -> list[tf.Tensor]:
         """Splits `[..., A]` by column."""

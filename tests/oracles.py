@@ -683,3 +683,94 @@ def similar_user_scores(query, vectors, own, items, times, now, count, neighbour
             if item >= 2 and time < now and weight > 0:
                 scores[item] = max(scores[item], 0) + weight
     return scores
+
+
+# --- by content and by knowledge --------------------------------------------------------------------------------------
+
+
+def content_vectors(blocks, weights):
+    """TF-IDF by block, each block of an item of length 1 times its weight, and the whole of length 1 again."""
+    rows = []
+    for i in range(len(next(iter(blocks.values())))):
+        row = []
+        for name, block in blocks.items():
+            described = sum(any(other) for other in block)
+            own = [x * np.log((1 + described) / (1 + sum(o[f] for o in block))) for f, x in enumerate(block[i])]
+            length = np.sqrt(sum(x * x for x in own))
+            row += [weights.get(name, 1.0) * x / length if length else 0.0 for x in own]
+        length = np.sqrt(sum(x * x for x in row))
+        rows.append([x / length if length else 0.0 for x in row])
+    return np.array(rows)
+
+
+def content_scores(w, query, length, kept=1.0):
+    """Scores of the network (where `w` has a tower) or of the profile; `kept` multiplies what is an item's own."""
+    content, scores = w["content"], []
+    for row, history in enumerate(query["history"]):
+        watched = [(i, p) for p, i in enumerate(history) if i != 0][-length:]
+        watched = [(i, p) for i, p in watched if i >= 2]
+        told = [query["history_weight"][row][p] for _, p in watched] if "history_weight" in query else []
+        known = [t for t in told if t >= 0]
+        each = [t if t >= 0 else np.mean(known) if known else 1.0 for t in told] or [1.0] * len(watched)
+
+        def mean(table, of=watched, weight=each):
+            total = sum((t * table(i) for (i, _), t in zip(of, weight, strict=True)), 0 * table(0))
+            return total / sum(weight) if sum(weight) else total
+
+        x = mean(lambda i: content[i])
+        if "tower" not in w:
+            lengths = np.linalg.norm(x) * np.linalg.norm(content, axis=1)
+            scores.append([c @ x / n if n else 0.0 for c, n in zip(content, lengths, strict=True)])
+            continue
+        z = np.concatenate([mean(lambda i: w["id_table"][w["bucket"][i]]), x]) if "id_table" in w else x
+        for kernel, bias in w["tower"]:
+            z = np.maximum(z @ kernel + bias, 0)
+        vectors = content @ w["content_table"] + kept * w["trained"][:, np.newaxis] * w["own"]
+        scores.append(vectors[:, :-1] @ z + vectors[:, -1])
+    return np.array(scores)
+
+
+def broken_constraints(item, columns, wanted, numbers, between, order):
+    """Which of `order` an item breaks; `item` has a set of attributes by column, and numbers by name (NaN unknown)."""
+    broken = set()
+    for column in columns:
+        liked = {a for a, sign in wanted[column].items() if sign == 1}
+        if liked and not liked & item[column]:
+            broken.add(f"like:{column}")
+        if {a for a, sign in wanted[column].items() if sign == -1} & item[column]:
+            broken.add(f"refuse:{column}")
+    for name in numbers:
+        low, high = between[name]
+        said, value = not (np.isnan(low) and np.isnan(high)), item[name]
+        if said and (np.isnan(value) or value < low or value > high):
+            broken.add(f"range:{name}")
+    return [name in broken for name in order]
+
+
+def relaxed_order(broken, soft, count, k):
+    """The k items in the order of the relaxation: for j = 0, 1, … those that break nothing but the first j constraints
+    (of which only `soft` are ever relaxed), within it those that don't break the j-th last relaxed, and so on; then the
+    more popular, then the lower row. `broken` is a list of bools an item; the first two items are reserved."""
+    able = [i for i in range(2, len(broken)) if not any(broken[i][soft:])]
+    return sorted(able, key=lambda i: (broken[i][::-1], -count[i], i))[:k]
+
+
+def derived_constraints(history, has, number, count, length, likes, refuse_after, middle):
+    """`wanted` of one column of attributes and the ends of each number, from one history of item rows."""
+    known = [i for i in history if i >= 2]
+    recent = [i for i in [i for i in history if i != 0][-length:] if i >= 2]
+    wanted = np.zeros(has.shape[1])
+    for a in range(has.shape[1]):
+        share = sum(count[i] for i in range(2, len(has)) if has[i, a]) / sum(count[2:])
+        if not any(has[i, a] for i in known) and len(known) * share >= refuse_after:
+            wanted[a] = -1
+    watched = [sum(has[i, a] for i in recent) for a in range(has.shape[1])]
+    for a in sorted(range(len(watched)), key=lambda a: (-watched[a], a))[:likes]:
+        if watched[a]:
+            wanted[a] = 1
+    ends = []
+    for column in number.T:
+        values = sorted(column[i] for i in recent if np.isfinite(column[i]))
+        places = [round(share * (len(values) - 1)) for share in ((1 - middle) / 2, (1 + middle) / 2)]
+        ends.append([values[p] for p in places] if values else [np.nan, np.nan])
+    return wanted, np.array(ends)

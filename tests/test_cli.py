@@ -43,7 +43,10 @@ def test_models_are_listed_a_line_each():
     result = cli("models")
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert result.exit_code == 0
-    assert names == ["ease", "item_knn", "popularity", "two_tower", "wals", "weighted_logistic"]
+    assert names == [
+        *("content_based", "ease", "item_knn", "knowledge_based", "popularity", "two_tower", "wals"),
+        "weighted_logistic",
+    ]
 
 
 def test_sources_of_data_are_listed_a_line_each():

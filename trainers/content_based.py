@@ -47,10 +47,10 @@ class Config(EpochsConfig):
     embedding_dim: int = pydantic.Field(32, ge=1)
     hidden_units: tuple[int, ...] = pydantic.Field((64,), min_length=1)
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
-    item_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    item_dropout: float = pydantic.Field(0.5, ge=0, lt=1)
     examples_per_user: int = pydantic.Field(32, ge=1)
     batch_size: int = pydantic.Field(512, ge=2)
-    learning_rate: float = pydantic.Field(0.002, gt=0)
+    learning_rate: float = pydantic.Field(0.01, gt=0)
     table_learning_rate: float = pydantic.Field(0.05, gt=0)
     epochs: int = pydantic.Field(6, ge=1)
 

@@ -26,7 +26,8 @@ class Config(TrainerConfig):
 
     category_values: int = pydantic.Field(100, ge=1)
     relaxation: tuple[str, ...] | None = None
-    likes: int = pydantic.Field(3, ge=1)
+    history_length: int = pydantic.Field(10, ge=1)
+    likes: int = pydantic.Field(5, ge=1)
     refuse_after: float = pydantic.Field(3.0, gt=0)
     middle: float = pydantic.Field(0.8, gt=0, le=1)
 
@@ -42,15 +43,9 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     attributes, has = item_attributes(data, config.category_values)
     numbers = {"year": np.where(data.items["year"] > 0, data.items["year"], np.nan)}
     numbers |= {name: data.items[f"number_{name}"] for name in data.state["numbers"]}
-    model = KnowledgeBased(
-        data.num_items,
-        attributes,
-        tuple(numbers),
-        config.relaxation,
-        config.likes,
-        config.refuse_after,
-        config.middle,
-    )
+    names = ("relaxation", "history_length", "likes", "refuse_after", "middle")
+    settings = {name: getattr(config, name) for name in names}
+    model = KnowledgeBased(data.num_items, attributes, tuple(numbers), **settings)
     count = np.bincount(rows["item"][rows["positive"]], minlength=data.num_items)
     model.set_items(has, np.stack([*numbers.values()], axis=1), count)
     asked = Constraints(

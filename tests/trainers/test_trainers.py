@@ -36,6 +36,8 @@ TINY: dict[str, dict[str, Any]] = {
     "item_knn": {"neighbours": 5},
     "ease": {"l2": 2.0, "neighbours": 5},
     "wals": {"embedding_dim": 3, "epochs": 2},
+    "content_based": {"hidden_units": [4], "epochs": 2, "batch_size": 64, "hash_buckets": 5, "embedding_dim": 3},
+    "knowledge_based": {"likes": 2},
     "two_tower": {"embedding_dim": 4, "epochs": 2, "batch_size": 64, "user_id": True, "hidden_units": [4]},
     "neighbours": {"history_length": 4},
     "fresh": {"half_life_days": 2.0, "popularity": 1.0},
@@ -45,7 +47,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",), "similar_users": ("wals",)}
 """What each builds on, trained before it."""
-RANDOM = ("wals", "two_tower", RANKER)
+RANDOM = ("wals", "content_based", "two_tower", RANKER)
 RETRIEVERS = [name for name in TINY if name != RANKER]
 
 
