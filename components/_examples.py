@@ -1,5 +1,7 @@
 """(history, next item) training examples from encoded interactions, without a loop over users."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from shortlist.components._queries import NO_TIME, Rows
@@ -15,11 +17,19 @@ class NextItemExamples:
       rows: encoded interactions, sorted by user and time.
       history_length: L, the last positives kept.
       examples_per_user: drawn with replacement an epoch, for every user that has one.
+      further: what else an example holds by name: arrays `[N, ...]`, one entry a row, of which it gets its label's.
     """
 
-    def __init__(self, rows: Rows, history_length: int, examples_per_user: int):
+    def __init__(
+        self,
+        rows: Rows,
+        history_length: int,
+        examples_per_user: int,
+        further: Mapping[str, np.ndarray] | None = None,
+    ):
         keep = rows["positive"] & (rows["item"] >= 2) & (rows["timestamp"] < NO_TIME)
         self.user, self.item, self.time = rows["user"][keep], rows["item"][keep], rows["timestamp"][keep]
+        self.further = {name: values[keep] for name, values in (further or {}).items()}
         self.history_length, self.examples_per_user = history_length, examples_per_user
         key = rows["user_key"][keep]
         n = len(key)
@@ -40,7 +50,7 @@ class NextItemExamples:
         return np.bincount(self.item[self.usable], per_row, minlength=num_items)
 
     def epoch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One epoch in random order: `user`, `history` `[N, L]`, `history_time`, `time`, `label`."""
+        """One epoch in random order: `user`, `history` `[N, L]`, `history_time`, `time`, `label` and `further`."""
         draw = rng.random((len(self.users), self.examples_per_user)) * self.count[:, np.newaxis]
         picked = self.usable[(self.first[:, np.newaxis] + draw.astype(np.int64)).ravel()]
         rng.shuffle(picked)
@@ -57,4 +67,5 @@ class NextItemExamples:
             "history_time": np.where(inside, self.time[position], 0),
             "time": self.time[picked],
             "label": self.item[picked],
+            **{name: values[picked] for name, values in self.further.items()},
         }

@@ -35,9 +35,10 @@ class QuantileNormalization(tf.keras.layers.Layer):
         )
 
     def adapt(self, values: np.ndarray) -> None:
-        """Fits the quantiles to `values`, float `[M, F]`."""
+        """Fits the quantiles to `values`, float `[M, F]`; NaN is left out, a column of nothing else becomes zeros."""
         shares = np.linspace(0, 1, self.num_quantiles)
-        self.boundaries.assign(np.quantile(values, shares, axis=0).T.astype(np.float32))
+        values = np.where(np.isnan(values).all(axis=0), 0.0, values)
+        self.boundaries.assign(np.nanquantile(values, shares, axis=0).T.astype(np.float32))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]

@@ -1,31 +1,35 @@
 """The candidate generator: a query tower over the watched items, a softmax over the catalogue."""
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, Query, register
-from shortlist.models._checks import require, require_integer
+from shortlist.models._base import FIRST_ID, QUERY_SPEC, Query, register
+from shortlist.models._checks import require, require_integer, require_number
+from shortlist.models._item_content import ItemContent, mean_of_known, table
 from shortlist.models._layers import QuantileNormalization, last_n, powers
+from shortlist.models._negatives import CatalogueSoftmax
 
-SOFTMAX = ("full", "in_batch")
+Categories = Mapping[str, int] | Iterable[tuple[str, int]]
 
 
 @register("two_tower")
 class TwoTower(tfrs.Model):
     """Two-tower softmax: the next watched item out of all, given the last ones.
 
-    ψ(x) = tower([mean of the last L watched items' embeddings, time of the request, user]), v_i = id + genres + year,
-    p(i | x) = softmax_i(ψ(x)·v_i / τ). With `softmax="in_batch"` the softmax runs over the batch's own items and each
-    logit is reduced by log Q(i), the log of the item's share of the training labels; accidental hits are masked.
+    ψ(x) = tower([mean of the last L watched items' embeddings, time of the request, user, categories, numbers, search
+    tokens, age of the example]), v_i = id + genres + year + mean of title tokens + categories, and
+    p(i | x) = softmax_i(ψ(x)·v_i / τ). How that is learned, over which negatives, is told in `CatalogueSoftmax`.
     The loss is summed over the batch, not averaged: Adagrad's accumulator starts at 0.1, and the gradients of a mean
     would drown in it. The tower ends in a linear layer when it has hidden ones; without, its parts are added up.
 
     Source: Covington, Adams and Sargin 2016, §3 (the network and its softmax); Yi et al. 2019, eq. 4–6 (two towers,
     logQ). Unlike Covington's, the item tables of the history and of the candidates are two, which measured better, and
-    the request's time takes the place of the example's age.
+    the request's time is an input beside the example's age.
 
     Args:
       num_items: I, rows of the item table, the two reserved ones included.
@@ -33,14 +37,27 @@ class TwoTower(tfrs.Model):
       embedding_dim: D.
       history_length: L ≥ 1, watched items looked at.
       hidden_units: widths of the ReLU layers before the last linear one.
-      softmax: "in_batch" or "full".
+      softmax, negatives, log_q, popularity_power, hard_share, hard_warmup, hard_refresh: the loss, see
+        `CatalogueSoftmax` in models/_negatives.py.
       temperature: τ > 0.
       time_quantiles: seconds since 1970, ascending; the request's time t enters as its cumulative frequency x among
         them, with x² and √x. Empty leaves it out.
+      age_quantiles: seconds, ascending, as `time_quantiles` for `query["example_age"]`, by how much a training example
+        is older than the newest; absent, as in serving, it is 0. Empty leaves it out.
+      recency_half_life: seconds after which a watched item counts half in the mean of the last L, seen from the newest
+        of them; 0 weighs all alike.
+      categories: name and vocabulary size of each `query[name]` int32 `[B]`; rows 0 and 1, missing and unknown, add
+        nothing.
+      numbers: names of each `query[name]` float32 `[B]`, which enters like the time (`set_numbers` gives its
+        quantiles); NaN, a missing one, adds nothing.
+      num_tokens: rows of the table of search tokens, `query["query"]` int32 `[B, T]`, whose mean embedding enters;
+        rows 0 and 1, padding and unknown, add nothing. 0 leaves them out.
       shared_item_table: one item table for the history and the candidates.
       normalize: ψ and v of length 1.
       dropout: share of the history's items left out at random in training.
-      num_genres, num_years: columns of the candidates' content, see `set_content`; 0 leaves them out.
+      id_dropout: share of the candidates whose id is left out in training, so that content alone learns to serve.
+      num_genres, num_years, num_title_tokens, title_length, item_categories: the candidates' content, see
+        `set_content`; 0 or nothing leaves it out.
 
     Call: a `Query` → scores float32 `[B, I]`.
 
@@ -62,121 +79,189 @@ class TwoTower(tfrs.Model):
         history_length: int = 10,
         hidden_units: tuple[int, ...] = (),
         softmax: str = "in_batch",
+        negatives: int = 512,
+        log_q: str = "counts",
+        popularity_power: float = 0.75,
+        hard_share: float = 0.1,
+        hard_warmup: int = 1000,
+        hard_refresh: int = 200,
         temperature: float = 1.0,
         time_quantiles: tuple[float, ...] = (),
+        age_quantiles: tuple[float, ...] = (),
+        recency_half_life: float = 0.0,
+        categories: Categories = (),
+        numbers: tuple[str, ...] = (),
+        num_tokens: int = 0,
         shared_item_table: bool = False,
         normalize: bool = False,
         dropout: float = 0.0,
+        id_dropout: float = 0.0,
         num_genres: int = 0,
         num_years: int = 0,
+        num_title_tokens: int = 0,
+        title_length: int = 16,
+        item_categories: Categories = (),
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        self.categories, self.item_categories = _pairs(categories), _pairs(item_categories)
         for name, value, low in (
             ("num_items", num_items, FIRST_ID + 1),
             ("num_users", num_users, 0),
             ("embedding_dim", embedding_dim, 1),
             ("history_length", history_length, 1),
             *(("hidden_units", units, 1) for units in hidden_units),
+            ("num_tokens", num_tokens, 0),
             ("num_genres", num_genres, 0),
             ("num_years", num_years, 0),
+            ("num_title_tokens", num_title_tokens, 0),
+            ("title_length", title_length, 1),
+            *((f"categories.{name}", size, 1) for name, size in self.categories),
+            *((f"item_categories.{name}", size, 1) for name, size in self.item_categories),
         ):
             require_integer(name, value, low)
-        require(softmax in SOFTMAX, f"`softmax` must be one of {', '.join(SOFTMAX)}.", softmax=softmax)
         require(temperature > 0, "`temperature` must be above 0.", temperature=temperature)
-        require(0 <= dropout < 1, "`dropout` must be in [0, 1).", dropout=dropout)
-        ascending = len(time_quantiles) != 1 and bool(np.all(np.diff(time_quantiles) >= 0))
-        rule = "`time_quantiles` must be empty or at least two ascending numbers."
-        require(ascending, rule, time_quantiles=time_quantiles)
+        for name, share in (("dropout", dropout), ("id_dropout", id_dropout)):
+            require(0 <= share < 1, f"`{name}` must be in [0, 1).", **{name: share})
+        for name, quantiles in (("time_quantiles", time_quantiles), ("age_quantiles", age_quantiles)):
+            ascending = len(quantiles) != 1 and bool(np.all(np.diff(quantiles) >= 0))
+            require(ascending, f"`{name}` must be empty or at least two ascending numbers.", **{name: quantiles})
         self.num_items, self.num_users, self.embedding_dim = num_items, num_users, embedding_dim
         self.history_length, self.hidden_units, self.softmax = history_length, tuple(hidden_units), softmax
-        self.temperature, self.time_quantiles = temperature, tuple(float(q) for q in time_quantiles)
-        self.shared_item_table, self.normalize, self.dropout = shared_item_table, normalize, dropout
+        self.negatives, self.log_q, self.popularity_power = negatives, log_q, popularity_power
+        self.hard_share, self.hard_warmup, self.hard_refresh = hard_share, hard_warmup, hard_refresh
+        self.temperature = temperature
+        self.time_quantiles = tuple(float(q) for q in time_quantiles)
+        self.age_quantiles = tuple(float(q) for q in age_quantiles)
+        self.recency_half_life = require_number("recency_half_life", recency_half_life)
+        self.numbers, self.num_tokens = tuple(numbers), num_tokens
+        self.shared_item_table, self.normalize = shared_item_table, normalize
+        self.dropout, self.id_dropout = dropout, id_dropout
         self.num_genres, self.num_years = num_genres, num_years
+        self.num_title_tokens, self.title_length = num_title_tokens, title_length
 
-        def table(name: str, rows: int) -> tf.Variable:
-            init = tf.keras.initializers.RandomUniform(-0.05, 0.05)
-            return self.add_weight(name, (rows, embedding_dim), initializer=init)
-
-        self.candidate_table = table("candidate_table", num_items)
-        self.history_table = self.candidate_table if shared_item_table else table("history_table", num_items)
-        self.user_table = table("user_table", num_users) if num_users else None
-        self.time = QuantileNormalization(1, len(self.time_quantiles)) if self.time_quantiles else None
-        if self.time is not None:
-            self.time.boundaries.assign([self.time_quantiles])
-            self.time_table = self.add_weight("time_table", (3, embedding_dim), initializer="zeros")
-        self.genre_table = table("genre_table", num_genres) if num_genres else None
-        self.year_table = table("year_table", num_years) if num_years else None
+        dim = embedding_dim
+        self.candidate_table = table(self, "candidate_table", num_items, dim)
+        self.history_table = self.candidate_table if shared_item_table else table(self, "history_table", num_items, dim)
+        self.user_table = table(self, "user_table", num_users, dim) if num_users else None
+        self.time, self.time_table = self._normalized("time", self.time_quantiles)
+        self.age, self.age_table = self._normalized("age", self.age_quantiles)
+        self.category_tables = {name: table(self, f"{name}_table", size, dim) for name, size in self.categories}
+        self.quantiles = QuantileNormalization(len(self.numbers)) if self.numbers else None
+        self.number_table = table(self, "number_table", 3 * len(self.numbers), dim, "zeros") if self.numbers else None
+        self.token_table = table(self, "token_table", num_tokens, dim) if num_tokens else None
+        optional = (num_users, self.time_quantiles, self.age_quantiles, self.numbers, num_tokens)
+        parts = 1 + sum(map(bool, optional)) + len(self.categories)
         self.tower = [tf.keras.layers.Dense(units, "relu") for units in self.hidden_units]
         if self.tower:
-            self.tower.append(tf.keras.layers.Dense(embedding_dim))
-        width = embedding_dim * (1 + bool(num_users) + bool(self.time_quantiles))
+            self.tower.append(tf.keras.layers.Dense(dim))
+        width = dim * parts
         for layer in self.tower:
             layer.build((None, width))
             width = layer.units
-        constant = {"initializer": "zeros", "trainable": False}
-        self.genres = self.add_weight("genres", (num_items, num_genres), **constant) if num_genres else None
-        self.years = self.add_weight("years", (num_items,), dtype=tf.int32, **constant) if num_years else None
-        self.log_q = self.add_weight("log_q", (num_items,), **constant)
-        self.task = tfrs.tasks.Retrieval(remove_accidental_hits=True)
-        self.task.factorized_metrics = None
+        content = (num_genres, num_years, num_title_tokens, title_length, self.item_categories)
+        any_content = num_genres or num_years or num_title_tokens or self.item_categories
+        self.content = ItemContent(num_items, dim, *content) if any_content else None
+        self.trained = self.add_weight("trained", (num_items,), initializer="ones", trainable=False)
+        self.loss_layer = CatalogueSoftmax(
+            num_items, dim, softmax, negatives, log_q, popularity_power, hard_share, hard_warmup, hard_refresh
+        )
         self.built = True
 
-    def set_content(self, genres: np.ndarray | None = None, years: np.ndarray | None = None) -> None:
-        """Sets what is known of the items: `genres` float `[I, G]` multi-hot, `years` int `[I]`, a bucket each.
+    def _normalized(self, name: str, quantiles: tuple[float, ...]) -> tuple[Any, Any]:
+        """The layer and the table of a number whose quantiles are arguments; None of one that is left out."""
+        if not quantiles:
+            return None, None
+        layer = QuantileNormalization(1, len(quantiles), name=f"{name}_quantiles")
+        layer.boundaries.assign([quantiles])
+        return layer, table(self, f"{name}_table", 3, self.embedding_dim, "zeros")
+
+    def set_content(
+        self,
+        genres: np.ndarray | None = None,
+        years: np.ndarray | None = None,
+        titles: np.ndarray | None = None,
+        categories: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Sets what is known of the items; what the model leaves out is ignored.
+
+        Args:
+          genres: float `[I, G]`, multi-hot.
+          years: int `[I]`, a bucket each.
+          titles: int `[I, T]`, the rows of `title_length` tokens, padded with 0.
+          categories: int `[I]` by the names of `item_categories`.
 
         Raises:
-          ShortlistError: if they don't fit `num_items`, `num_genres` and `num_years`.
+          ShortlistError: if they don't fit the arguments of the model.
         """
-        if self.genres is not None:
-            rule = f"`genres` must be [I, G] for {self.num_items:,} items and {self.num_genres} genres."
-            genres = np.asarray(genres)
-            require(genres.shape == tuple(self.genres.shape), rule, shape=genres.shape)
-            self.genres.assign(genres)
-        if self.years is not None:
-            rule = f"`years` must be a bucket from 0 to {self.num_years - 1} for each of the {self.num_items:,} items."
-            years = np.asarray(years)
-            require(years.shape == (self.num_items,), rule, shape=years.shape)
-            low, high = int(years.min()), int(years.max())
-            require(low >= 0 and high < self.num_years, rule, lowest=low, highest=high)
-            self.years.assign(years)
+        if self.content is not None:
+            self.content.assign(genres, years, titles, categories)
+
+    def set_numbers(self, values: np.ndarray) -> None:
+        """Fits the quantiles of `numbers` to `values`, float `[M, F]`; NaN is left out."""
+        self.quantiles.adapt(values)
 
     def set_label_counts(self, counts: np.ndarray) -> None:
-        """Sets log Q from `counts` `[I]`, how often each item is a label."""
-        counts = np.asarray(counts, np.float64)
-        rule = f"`counts` must be one number for each of the {self.num_items:,} items."
-        require(counts.shape == (self.num_items,), rule, shape=counts.shape)
-        self.log_q.assign(np.log(np.maximum(counts, 0.5) / max(counts.sum(), 1.0)))
+        """Sets log Q from `counts` `[I]`, how often each item is a label. One that never is has its content alone."""
+        self.loss_layer.set_counts(counts)
+        self.trained.assign(np.asarray(counts) > 0)
+
+    def query_spec(self) -> Query:
+        """What a query must hold for this model: the input signature of its serving functions."""
+        return {
+            **QUERY_SPEC,
+            **{name: tf.TensorSpec([None], tf.int32, name) for name, _ in self.categories},
+            **{name: tf.TensorSpec([None], tf.float32, name) for name in self.numbers},
+            **({"query": tf.TensorSpec([None, None], tf.int32, "query")} if self.num_tokens else {}),
+        }
 
     def embed_query(self, query: Query, training: bool = False) -> tf.Tensor:
         """ψ / τ, float32 `[B, D]`."""
-        (history,) = last_n(query["history"], self.history_length)  # [B, L]
-        mask = tf.cast(history >= FIRST_ID, tf.float32)
-        if training and self.dropout:
-            mask *= tf.cast(tf.random.uniform(tf.shape(mask)) >= self.dropout, tf.float32)
-        rows = tf.gather(self.history_table, history) * mask[..., tf.newaxis]  # [B, L, D]
-        total = tf.reduce_sum(mask, axis=1, keepdims=True)
-        parts = [tf.math.divide_no_nan(tf.reduce_sum(rows, axis=1), total)]  # [B, D]
+        parts = [self._watched(query, training)]
         if self.time is not None:
             parts.append(tf.linalg.matmul(powers(self.time(query["time"][:, tf.newaxis])), self.time_table))
         if self.user_table is not None:
             parts.append(tf.gather(self.user_table, query["user"]))
-        if not self.tower:
-            psi = tf.add_n(parts)
-        else:
-            psi = tf.concat(parts, axis=1)
-            for layer in self.tower:
-                psi = layer(psi)
+        for name, _ in self.categories:
+            parts.append(mean_of_known(self.category_tables[name], query[name][:, tf.newaxis]))
+        if self.quantiles is not None:
+            numbers = tf.stack([query[name] for name in self.numbers], axis=1)  # [B, F]
+            known = tf.math.is_finite(numbers)
+            x = tf.where(known, self.quantiles(tf.where(known, numbers, 0.0)), 0.0)
+            parts.append(tf.linalg.matmul(powers(x), self.number_table))
+        if self.token_table is not None:
+            parts.append(mean_of_known(self.token_table, query["query"]))
+        if self.age is not None:
+            age = query.get("example_age", tf.zeros(tf.shape(query["history"])[:1]))
+            parts.append(tf.linalg.matmul(powers(self.age(age[:, tf.newaxis])), self.age_table))
+        psi = tf.concat(parts, axis=1) if self.tower else tf.add_n(parts)
+        for layer in self.tower:
+            psi = layer(psi)
         psi = tf.math.l2_normalize(psi, axis=1) if self.normalize else psi
         return psi / self.temperature
 
-    def embed_items(self, items: tf.Tensor) -> tf.Tensor:
+    def _watched(self, query: Query, training: bool) -> tf.Tensor:
+        """The mean embedding of the last L watched items, `[B, D]`."""
+        if not self.recency_half_life:
+            (history,) = last_n(query["history"], self.history_length)  # [B, L]
+            weight = tf.ones(tf.shape(history))
+        else:
+            history, times = last_n(query["history"], self.history_length, query["history_time"])
+            times = tf.where(history >= FIRST_ID, times, 0)
+            behind = tf.cast(tf.reduce_max(times, axis=1, keepdims=True) - times, tf.float32)
+            weight = tf.exp(behind * (-np.log(2) / self.recency_half_life))
+        if training and self.dropout:
+            weight *= tf.cast(tf.random.uniform(tf.shape(history)) >= self.dropout, tf.float32)
+        return mean_of_known(self.history_table, history, weight)
+
+    def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
         """v, float32 `[N, D]`, of item rows int `[N]`."""
-        vectors = tf.gather(self.candidate_table, items)
-        if self.genre_table is not None:
-            vectors += tf.linalg.matmul(tf.gather(self.genres, items), self.genre_table)
-        if self.year_table is not None:
-            vectors += tf.gather(self.year_table, tf.gather(self.years, items))
+        keep = tf.gather(self.trained, items)
+        if training and self.id_dropout:
+            keep *= tf.cast(tf.random.uniform(tf.shape(items)) >= self.id_dropout, tf.float32)
+        vectors = tf.gather(self.candidate_table, items) * keep[:, tf.newaxis]
+        if self.content is not None:
+            vectors += self.content(items)
         return tf.math.l2_normalize(vectors, axis=1) if self.normalize else vectors
 
     def item_vectors(self) -> tf.Tensor:
@@ -191,31 +276,20 @@ class TwoTower(tfrs.Model):
         return self.score_items(inputs)
 
     def compute_loss(self, inputs: Query, training: bool = False) -> tf.Tensor:
-        """The summed loss of a batch: a `Query` with `label` int32 `[B]`, the item that was watched next."""
-        psi, label = self.embed_query(inputs, training=training), inputs["label"]
-        if self.softmax == "in_batch":
-            correction = -tf.gather(self.log_q, label)[:, tf.newaxis]  # as a column: TFRS's own stops at Q = 1e-6
-            psi = tf.pad(psi, [[0, 0], [0, 1]], constant_values=1.0)  # [B, D + 1]
-            vectors = tf.concat([self.embed_items(label), correction], axis=1)
-            return self.task(psi, vectors, candidate_ids=label, compute_metrics=False)
-        logits = tf.linalg.matmul(psi, self.item_vectors(), transpose_b=True)  # [B, I]
-        logits = tf.concat([tf.fill([tf.shape(logits)[0], FIRST_ID], -1e9), logits[:, FIRST_ID:]], axis=1)
-        return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits))
+        """The summed loss of a batch: a `Query` with `label` int32 `[B]`, the next item, and maybe `weight` float32."""
+        psi = self.embed_query(inputs, training=training)
+
+        def embed(items: tf.Tensor, training: bool = training) -> tf.Tensor:
+            return self.embed_items(items, training)
+
+        return self.loss_layer(psi, inputs["label"], embed, inputs.get("weight"), training=training)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "num_items": self.num_items,
-            "num_users": self.num_users,
-            "embedding_dim": self.embedding_dim,
-            "history_length": self.history_length,
-            "hidden_units": self.hidden_units,
-            "softmax": self.softmax,
-            "temperature": self.temperature,
-            "time_quantiles": self.time_quantiles,
-            "shared_item_table": self.shared_item_table,
-            "normalize": self.normalize,
-            "dropout": self.dropout,
-            "num_genres": self.num_genres,
-            "num_years": self.num_years,
-            "name": self.name,
-        }
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        names = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        return {**{name: getattr(self, name) for name in names}, "name": self.name}
+
+
+def _pairs(categories: Categories) -> tuple[tuple[str, int], ...]:
+    pairs = categories.items() if isinstance(categories, Mapping) else categories
+    return tuple((str(name), size) for name, size in pairs)

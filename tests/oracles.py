@@ -207,19 +207,39 @@ def quantile_share(bounds, value):
     return (below - 1 + (value - bounds[below - 1]) / (bounds[below] - bounds[below - 1])) / last
 
 
-def two_tower_queries(w, query, length, temperature=1.0, normalize=False):
-    """One query vector a row; `w` maps a weight's name to its array, `w["tower"]` is a list of (kernel, bias)."""
+def two_tower_queries(w, query, length, temperature=1.0, normalize=False, half_life=0.0):
+    """One query vector a row; `w` maps a weight's name to its array, `w["tower"]` is a list of (kernel, bias),
+    `w["categories"]` a table by name, `w["numbers"]` the quantiles by name."""
+
+    def mean(table, rows, weights):
+        known = [(table[i], weight) for i, weight in zip(rows, weights, strict=True) if i >= 2]
+        total = sum(weight for _, weight in known)
+        return sum(weight * row for row, weight in known) / total if known else np.zeros(table.shape[1])
+
+    def of_numbers(table, shares):
+        return sum(np.array([x, x * x, np.sqrt(x)]) @ table[f :: len(shares)] for f, x in enumerate(shares))
+
     vectors = []
     for row, history in enumerate(query["history"]):
-        watched = [i for i in history if i != 0][-length:]
-        known = [w["history_table"][i] for i in watched if i >= 2]
-        dim = w["history_table"].shape[1]
-        parts = [sum(known) / len(known) if known else np.zeros(dim)]
+        watched = [(i, t) for i, t in zip(history, query["history_time"][row], strict=True) if i != 0][-length:]
+        newest = max((t for i, t in watched if i >= 2), default=0)
+        decay = [0.5 ** ((newest - t) / half_life) if half_life else 1.0 for _, t in watched]
+        parts = [mean(w["history_table"], [i for i, _ in watched], decay)]
         if "time_table" in w:
-            x = quantile_share(w["time_quantiles"], float(query["time"][row]))
-            parts.append(np.array([x, x * x, np.sqrt(x)]) @ w["time_table"])
+            parts.append(of_numbers(w["time_table"], [quantile_share(w["time_quantiles"], float(query["time"][row]))]))
         if "user_table" in w:
             parts.append(w["user_table"][query["user"][row]])
+        for name, table in w.get("categories", {}).items():
+            parts.append(mean(table, [query[name][row]], [1.0]))
+        if "number_table" in w:
+            asked = [(bounds, query[name][row]) for name, bounds in w["numbers"].items()]
+            shares = [0.0 if np.isnan(value) else quantile_share(bounds, value) for bounds, value in asked]
+            parts.append(of_numbers(w["number_table"], shares))
+        if "token_table" in w:
+            parts.append(mean(w["token_table"], query["query"][row], np.ones(len(query["query"][row]))))
+        if "age_table" in w:
+            age = query["example_age"][row] if "example_age" in query else 0.0
+            parts.append(of_numbers(w["age_table"], [quantile_share(w["age_quantiles"], float(age))]))
         psi = np.concatenate(parts) if w.get("tower") else sum(parts)
         for place, (kernel, bias) in enumerate(w.get("tower", []), 1):
             psi = psi @ kernel + bias
@@ -229,12 +249,19 @@ def two_tower_queries(w, query, length, temperature=1.0, normalize=False):
 
 
 def two_tower_items(w, normalize=False):
+    """One vector an item; `w["columns"]` holds (rows, table) of each further column."""
     vectors = []
     for item, vector in enumerate(w["candidate_table"].astype(np.float64)):
+        vector = vector * w["trained"][item] if "trained" in w else vector
         if "genre_table" in w:
             vector = vector + sum(w["genre_table"][g] * has for g, has in enumerate(w["genres"][item]))
         if "year_table" in w:
             vector = vector + w["year_table"][w["years"][item]]
+        if "title_table" in w:
+            words = [w["title_table"][word] for word in w["titles"][item] if word >= 2]
+            vector = vector + (sum(words) / len(words) if words else 0)
+        for rows, table in w.get("columns", ()):
+            vector = vector + (table[rows[item]] if rows[item] >= 2 else 0)
         vectors.append(vector / np.linalg.norm(vector) if normalize else vector)
     return np.array(vectors)
 
@@ -247,14 +274,62 @@ def softmax_loss(logits, right):
     return total
 
 
-def in_batch_logits(psi, vectors, labels, log_q):
-    """Logits among the labels of a batch, less log Q; another row with the same label is no negative."""
-    logits = np.array([[p @ vectors[j] - log_q[j] for j in labels] for p in psi])
-    for a, i in enumerate(labels):
-        for b, j in enumerate(labels):
-            if a != b and i == j:
-                logits[a, b] = -np.inf
-    return logits
+def sampled_logits(kind, psi, vectors, labels, log_q, sampled=(), hard=None):
+    """By example: corrected logits, −∞ where a negative is the label; the items that they are of; the label's place."""
+    logits, items, own = [], [], []
+    for b, label in enumerate(labels):
+        if kind == "positives_only":
+            logits.append([psi[b] @ vectors[label], 0.0])  # −log σ(s) = −log(e^s / (e^s + e^0))
+            items.append([label, None])
+            own.append(0)
+            continue
+        if kind == "full":
+            columns, place = list(range(2, len(vectors))), label - 2
+        elif kind in ("in_batch", "mixed", "hard"):
+            columns, place = [*labels, *sampled], b
+        else:
+            columns, place = [label, *sampled], 0
+        columns += list(hard[b]) if hard is not None else []
+        row = [psi[b] @ vectors[i] - log_q[i] for i in columns]
+        logits.append([-np.inf if i == label and c != place else row[c] for c, i in enumerate(columns)])
+        items.append(columns)
+        own.append(place)
+    return logits, items, own
+
+
+def log_q(kind, counts, batch, negatives, power):
+    """log Q of each item, up to a constant."""
+    share = np.maximum(counts, 0.5) / np.sum(counts)
+    if kind == "in_batch":
+        return np.log(share)
+    if kind in ("mixed", "hard"):
+        return np.log((batch * share + negatives / (len(counts) - 2)) / (batch + negatives))
+    return np.log(share**power) if kind == "popularity" else np.zeros(len(counts))
+
+
+def softmax_step(psi, vectors, logits, items, own, weight):
+    """The weighted loss and its gradients by the query vectors `[B, D]` and the item vectors `[I, D]`."""
+    loss, by_psi, by_vector = 0.0, np.zeros(psi.shape), np.zeros(vectors.shape)
+    for b, (row, columns, place) in enumerate(zip(logits, items, own, strict=True)):
+        share = np.exp(np.array(row) - max(row))
+        share /= share.sum()
+        loss -= weight[b] * np.log(share[place])
+        for c, item in enumerate(columns):
+            error = weight[b] * (share[c] - (c == place))
+            if item is not None:
+                by_psi[b] += error * vectors[item]
+                by_vector[item] += error * psi[b]
+    return loss, by_psi, by_vector
+
+
+def streaming_gaps(batches, places, rate, first):
+    """The mean gap of every bucket that was seen: {place: gap}; `places` maps an item to its bucket in each array."""
+    last, gap = {}, {}
+    for step, batch in enumerate(batches, 1):
+        for place in {place for item in batch for place in places[item]}:
+            gap[place] = (1 - rate) * gap.get(place, first) + rate * (step - last.get(place, 0))
+            last[place] = step
+    return gap
 
 
 def weighted_logits(

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
-from shortlist.components._queries import EncodedData
+from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
+from shortlist.models._base import FIRST_ID
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import (
     EpochsConfig,
@@ -24,77 +27,143 @@ from shortlist.trainers._common import (
     validate_retriever,
 )
 
+TITLE_LENGTH = 16
+"""Words kept of a title."""
+
 
 class Config(EpochsConfig):
-    """Settings of the two-tower; see the model."""
+    """Settings of the two-tower; see the model.
+
+    Args:
+      hard_warmup: epochs before the hard negatives come; their index is refreshed once an epoch.
+      user_id, request_time, example_age: inputs of the query.
+      content, title: genres, year and further columns of the items; the words of their titles.
+      examples_per_user: drawn an epoch, the same number for every user.
+    """
 
     embedding_dim: int = pydantic.Field(64, ge=1)
     history_length: int = pydantic.Field(10, ge=1)
     hidden_units: tuple[int, ...] = ()
-    softmax: Literal["in_batch", "full"] = "in_batch"
+    softmax: Literal["full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only"] = "in_batch"
+    negatives: int = pydantic.Field(512, ge=1)
+    log_q: Literal["counts", "streaming", "none"] = "counts"
+    popularity_power: float = pydantic.Field(0.75, ge=0)
+    hard_share: float = pydantic.Field(0.1, ge=0, le=1)
+    hard_warmup: int = pydantic.Field(2, ge=0)
     temperature: float = pydantic.Field(1.0, gt=0)
     shared_item_table: bool = False
     normalize: bool = False
     dropout: float = pydantic.Field(0.6, ge=0, lt=1)
+    id_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    recency_half_life: float = pydantic.Field(0.0, ge=0)
     user_id: bool = False
     request_time: bool = True
+    example_age: bool = False
     content: bool = True
+    title: bool = False
     examples_per_user: int = pydantic.Field(32, ge=1)
     batch_size: int = pydantic.Field(512, ge=2)
     learning_rate: float = pydantic.Field(0.1, gt=0)
 
 
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
-    """Fits the towers to random prefixes of each user's history.
-
-    Raises:
-      ShortlistError: if no positive of the training part has an earlier one of the same user.
-    """
+    """Fits the towers to random prefixes of each user's history."""
     prepare(config)
     data, rows = load(config, inputs)
-    examples = NextItemExamples(rows, config.history_length, config.examples_per_user)
-    if not len(examples):
-        raise ShortlistError(
-            "`two_tower` learns what is watched next, and no user has two positives at different times. Give "
-            f"timestamps, or use wals. Received: {len(rows['item']):,} training rows."
-        )
+    examples = make_examples(config, rows)
     start, first = start_of(inputs)
-    model = start or _new(config, data, examples)
-    steps = -(-len(examples) // config.batch_size)
+    model = start or make_model(config, data, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
     history = model.fit(
-        _batches(examples, config, steps, first),
+        batches(config, examples, first),
         epochs=config.epochs,
         initial_epoch=first,
-        steps_per_epoch=steps,
+        steps_per_epoch=steps_of(config, examples),
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
     save(model, serving(model, data), config, workdir, history.history)
 
 
-def _new(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
-    years = data.year_bucket()
-    shared = ("embedding_dim", "history_length", "hidden_units", "softmax", "temperature", "shared_item_table")
+def make_examples(config: Config, rows: Rows) -> NextItemExamples:
+    """What the towers are fitted to.
+
+    Raises:
+      ShortlistError: if no positive has an earlier one of the same user.
+    """
+    times = rows["timestamp"]
+    newest = times[times < NO_TIME].max(initial=0)
+    further = {"example_age": (newest - np.minimum(times, newest)).astype(np.float32)} if config.example_age else {}
+    examples = NextItemExamples(rows, config.history_length, config.examples_per_user, further)
+    if not len(examples):
+        raise ShortlistError(
+            "`two_tower` learns what is watched next, and no user has two positives at different times. Give "
+            f"timestamps, or use wals. Received: {len(rows['item']):,} training rows."
+        )
+    return examples
+
+
+def steps_of(config: Config, examples: NextItemExamples) -> int:
+    """Batches an epoch."""
+    return -(-len(examples) // config.batch_size)
+
+
+def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
+    """A new model, which knows the items' content and how often each is a label."""
+    years, items = data.year_bucket(), data.items
+    titles, num_tokens = title_tokens(items["title"], TITLE_LENGTH) if config.title else (None, 0)
+    columns = {name: items[f"category_{name}"] for name in data.state["categories"]} if config.content else {}
+    steps = steps_of(config, examples)
+    shared = ("embedding_dim", "history_length", "hidden_units", "softmax", "negatives", "log_q", "popularity_power")
+    shared += ("hard_share", "temperature", "recency_half_life", "shared_item_table", "normalize", "dropout")
     model = TwoTower(
         num_items=data.num_items,
         num_users=data.num_users if config.user_id else 0,
+        hard_warmup=config.hard_warmup * steps,
+        hard_refresh=steps,
         time_quantiles=tuple(data.state["time_quantiles"]) if config.request_time else (),
-        num_genres=data.items["genres"].shape[1] if config.content else 0,
+        age_quantiles=_quantiles(examples.further["example_age"]) if config.example_age else (),
+        num_genres=items["genres"].shape[1] if config.content else 0,
         num_years=int(years.max()) + 1 if config.content else 0,
-        normalize=config.normalize,
-        dropout=config.dropout,
+        num_title_tokens=num_tokens,
+        title_length=TITLE_LENGTH,
+        item_categories={name: int(rows.max()) + 1 for name, rows in columns.items()},
+        id_dropout=config.id_dropout,
         **{name: getattr(config, name) for name in shared},
     )
-    model.set_content(data.items["genres"], years)
+    model.set_content(items["genres"], years, titles, columns)
     model.set_label_counts(examples.label_counts(data.num_items))
     model.compile(optimizer=tf.keras.optimizers.Adagrad(config.learning_rate))
     return model
 
 
-def _batches(examples: NextItemExamples, config: Config, steps: int, first: int) -> tf.data.Dataset:
+def _quantiles(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.quantile(values, np.linspace(0, 1, 101)).tolist())
+
+
+def title_tokens(titles: np.ndarray, length: int, least: int = 2) -> tuple[np.ndarray, int]:
+    """The words of titles as rows of a table: int32 `[I, length]`, padded with 0, and the table's size.
+
+    A word is a run of letters and digits, in small letters; one in fewer than `least` titles has row 1, unknown.
+    """
+    words = pc.split_pattern_regex(pc.utf8_lower(pa.array(titles, pa.string())), r"[^\pL\pN]+")
+    flat, of = words.flatten(), pc.list_parent_indices(words).to_numpy()
+    said = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
+    flat, of = flat.filter(pa.array(said)), of[said]
+    counts = flat.value_counts().flatten()
+    known = pa.table({"word": counts[0], "count": counts[1]}).sort_by([("count", "descending"), ("word", "ascending")])
+    known = known.filter(pc.greater_equal(known["count"], least))["word"].combine_chunks()
+    rows = pc.add(pc.index_in(flat, value_set=known), FIRST_ID).fill_null(1).to_numpy()
+    place = np.arange(len(of)) - np.searchsorted(of, of)
+    out = np.zeros((len(titles), length), np.int32)
+    out[of[place < length], place[place < length]] = rows[place < length]
+    return out, len(known) + FIRST_ID
+
+
+def batches(config: Config, examples: NextItemExamples, first: int = 0) -> tf.data.Dataset:
     """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here."""
     rng = np.random.default_rng(config.seed)
+    steps = steps_of(config, examples)
 
     def epochs() -> Iterator[dict[str, Any]]:
         for number in range(config.epochs):

@@ -1,6 +1,7 @@
 """(history, next item) examples against a loop over the rows, and how often each is drawn."""
 
 from collections import Counter
+from time import process_time
 
 import numpy as np
 import oracles
@@ -86,3 +87,33 @@ def test_every_example_of_a_user_is_as_likely_and_an_epoch_repeats_with_its_seed
     assert ((blocks == 2).mean(axis=1) > 0.3).all(), "users come mixed"
     rng = np.random.default_rng(1)
     assert (examples.epoch(rng)["label"] != examples.epoch(rng)["label"]).any(), "epochs differ"
+
+
+def test_further_columns_are_those_of_the_label() -> None:
+    drawn = [(0, 2, 0, True), (0, 3, 1, False), (0, 4, 2, True), (1, 5, 0, True), (1, 6, 3, True), (1, 1, 4, True)]
+    _, table = encoded(drawn)
+    words = np.arange(12).reshape(6, 2)
+    further = {"context_day": np.arange(6, dtype=np.int32), "query": words}
+    batch = (examples := NextItemExamples(table, 2, 1, further)).at(examples.usable)
+    assert batch["label"].tolist() == [4, 6]
+    assert batch["context_day"].tolist() == [2, 4]
+    assert batch["query"].tolist() == [[4, 5], [8, 9]]
+
+
+def test_a_million_rows_make_an_epoch_within_ten_seconds() -> None:
+    rng = np.random.default_rng(0)
+    key = np.sort(rng.integers(0, 20_000, 1_000_000, np.int32))
+    key[:100_000] = 0  # one user with 100,000 events
+    table = {
+        "user_key": key,
+        "user": key + 2,
+        "item": rng.integers(2, 50_000, 1_000_000, np.int32),
+        "timestamp": np.arange(1_000_000) // 2,
+        "positive": np.ones(1_000_000, bool),
+    }
+    started = process_time()
+    examples = NextItemExamples(table, 10, 50)
+    epoch = examples.epoch(np.random.default_rng(0))
+    assert process_time() - started < 10
+    assert len(epoch["label"]) == 50 * len(np.unique(key)) > 800_000
+    assert (epoch["history_time"].max(axis=1) < epoch["time"]).all()
