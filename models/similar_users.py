@@ -89,7 +89,8 @@ class SimilarUsers(ClosedForm):
         """Indexes users by their vectors, with what they watched last.
 
         Args:
-          x: batches of one query a user, each user once, at the time to describe them at; NumPy arrays will do.
+          x: batches of one query a user, each user once, at the time to describe them at, with all that the other
+            model reads; NumPy arrays will do.
           y: the model that `base` describes, whose weights are taken over.
           length: L, the last events of each user that are kept.
 
@@ -103,7 +104,8 @@ class SimilarUsers(ClosedForm):
             user, history, times = (np.asarray(batch[n]) for n in ("user", "history", "history_time"))
             given = {"user": user.astype(np.int32), "history": history.astype(np.int32)}
             given |= {n: np.asarray(batch[n]).astype(np.int64) for n in ("history_time", "time")}
-            vectors = self.psi.embed_query({n: tf.constant(value) for n, value in given.items()})
+            asked = {n: tf.constant(value) for n, value in {**batch, **given}.items()}
+            vectors = self.psi.embed_query(asked)
             vectors = tf.math.l2_normalize(vectors, axis=1, epsilon=1e-30).numpy()
             found.append((user, vectors, *_last(history, times, length)))
         user = np.concatenate([part[0] for part in found]).astype(np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, QUERY_SPEC, Query, register
+from shortlist.models._base import FIRST_ID, Query, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._item_content import ItemContent, mean_of_known, table
 from shortlist.models._layers import QuantileNormalization, last_n, powers
@@ -205,15 +205,6 @@ class TwoTower(tfrs.Model):
         """Sets log Q from `counts` `[I]`, how often each item is a label. One that never is has its content alone."""
         self.loss_layer.set_counts(counts)
         self.trained.assign(np.asarray(counts) > 0)
-
-    def query_spec(self) -> Query:
-        """What a query must hold for this model: the input signature of its serving functions."""
-        return {
-            **QUERY_SPEC,
-            **{name: tf.TensorSpec([None], tf.int32, name) for name, _ in self.categories},
-            **{name: tf.TensorSpec([None], tf.float32, name) for name in self.numbers},
-            **({"query": tf.TensorSpec([None, None], tf.int32, "query")} if self.num_tokens else {}),
-        }
 
     def embed_query(self, query: Query, training: bool = False) -> tf.Tensor:
         """ψ / τ, float32 `[B, D]`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pydantic
 
-from shortlist.components._queries import NO_TIME
+from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
 from shortlist.models._nested import described
 from shortlist.models.similar_users import SimilarUsers
@@ -40,13 +40,15 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     data, rows = load(config, inputs)
     base = with_vectors(bases(inputs))
     model = SimilarUsers(data.num_items, described(base), config.neighbours, config.half_life_days)
-    model.fit(_queries(rows), base, config.history_length)
+    model.fit(_queries(data, rows), base, config.history_length)
     save(model, serving(model, data), config, workdir)
 
 
-def _queries(rows: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _queries(data: EncodedData, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of one query a user, of the time just after the last event, which says what that event's did."""
     keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2) & (rows["timestamp"] < NO_TIME)
-    user, item, time = (rows[name][keep] for name in ("user", "item", "timestamp"))
+    kept = np.flatnonzero(keep)
+    user, item, time = (rows[name][kept] for name in ("user", "item", "timestamp"))
     change = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1], [True]]))  # rows are sorted by user
     start, stop = np.maximum(change[:-1], change[1:] - MOST), change[1:]
     for batch in range(0, len(start), BATCH):
@@ -55,4 +57,5 @@ def _queries(rows: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         there = place < end[:, np.newaxis]
         place = np.where(there, place, 0)
         history, times = (np.where(there, values[place], 0) for values in (item, time))
-        yield {"user": user[first], "history": history, "history_time": times, "time": time[end - 1] + 1}
+        said = data.request(rows, kept[end - 1])
+        yield {"user": user[first], "history": history, "history_time": times, "time": time[end - 1] + 1, **said}

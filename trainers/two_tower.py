@@ -14,7 +14,7 @@ from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
-from shortlist.models._base import FIRST_ID
+from shortlist.models._base import FIRST_ID, KINDS
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import (
     EpochsConfig,
@@ -37,6 +37,7 @@ class Config(EpochsConfig):
     Args:
       hard_warmup: epochs before the hard negatives come; their index is refreshed once an epoch.
       user_id, request_time, example_age: inputs of the query.
+      request: what a query says besides is an input too: contexts, columns of the user, words searched for.
       content, title: genres, year and further columns of the items; the words of their titles.
       examples_per_user: drawn an epoch, the same number for every user.
     """
@@ -59,6 +60,7 @@ class Config(EpochsConfig):
     user_id: bool = False
     request_time: bool = True
     example_age: bool = False
+    request: bool = True
     content: bool = True
     title: bool = False
     examples_per_user: int = pydantic.Field(32, ge=1)
@@ -70,7 +72,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     """Fits the towers to random prefixes of each user's history."""
     prepare(config)
     data, rows = load(config, inputs)
-    examples = make_examples(config, rows)
+    examples = make_examples(config, data, rows)
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
@@ -85,7 +87,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     save(model, serving(model, data), config, workdir, history.history)
 
 
-def make_examples(config: Config, rows: Rows) -> NextItemExamples:
+def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExamples:
     """What the towers are fitted to.
 
     Raises:
@@ -93,7 +95,9 @@ def make_examples(config: Config, rows: Rows) -> NextItemExamples:
     """
     times = rows["timestamp"]
     newest = times[times < NO_TIME].max(initial=0)
-    further = {"example_age": (newest - np.minimum(times, newest)).astype(np.float32)} if config.example_age else {}
+    further = data.request(rows, np.arange(len(times))) if config.request else {}
+    if config.example_age:
+        further["example_age"] = (newest - np.minimum(times, newest)).astype(np.float32)
     examples = NextItemExamples(rows, config.history_length, config.examples_per_user, further)
     if not len(examples):
         raise ShortlistError(
@@ -113,6 +117,9 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     years, items = data.year_bucket(), data.items
     titles, num_tokens = title_tokens(items["title"], TITLE_LENGTH) if config.title else (None, 0)
     columns = {name: items[f"category_{name}"] for name in data.state["categories"]} if config.content else {}
+    said = data.state["request"] if config.request else {}
+    of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
+    numbers, tokens = of_kind["number"], of_kind["tokens"]
     steps = steps_of(config, examples)
     shared = ("embedding_dim", "history_length", "hidden_units", "softmax", "negatives", "log_q", "popularity_power")
     shared += ("hard_share", "temperature", "recency_half_life", "shared_item_table", "normalize", "dropout")
@@ -123,6 +130,9 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         hard_refresh=steps,
         time_quantiles=tuple(data.state["time_quantiles"]) if config.request_time else (),
         age_quantiles=_quantiles(examples.further["example_age"]) if config.example_age else (),
+        categories={name: said[name]["size"] for name in of_kind["category"]},
+        numbers=tuple(numbers),
+        num_tokens=said[tokens[0]]["size"] if tokens else 0,
         num_genres=items["genres"].shape[1] if config.content else 0,
         num_years=int(years.max()) + 1 if config.content else 0,
         num_title_tokens=num_tokens,
@@ -132,6 +142,9 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         **{name: getattr(config, name) for name in shared},
     )
     model.set_content(items["genres"], years, titles, columns)
+    if numbers:
+        known = data.users["user"] >= FIRST_ID
+        model.set_numbers(np.stack([data.users[name][known] for name in numbers], axis=1))
     model.set_label_counts(examples.label_counts(data.num_items))
     model.compile(optimizer=tf.keras.optimizers.Adagrad(config.learning_rate))
     return model
