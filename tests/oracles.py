@@ -849,3 +849,51 @@ def derived_constraints(history, has, number, count, length, likes, refuse_after
         places = [round(share * (len(values) - 1)) for share in ((1 - middle) / 2, (1 + middle) / 2)]
         ends.append([values[p] for p in places] if values else [np.nan, np.nan])
     return wanted, np.array(ends)
+
+
+# --- rating models --------------------------------------------------------------------------------------------------
+
+
+def camf_rating(w, user, item, conditions):
+    """One rating as a sum of named terms; `conditions` are columns, 0 where not known; a table that isn't there is 0.
+
+    w: mean; user_bias, item_bias; user_table, item_table; context [N + 1], item_context [I, N + 1],
+    user_context [U, N + 1]; context_table [N + 1, R], user_context_table [U, R], item_context_table [I, R].
+    """
+    total = w["mean"] + w["user_bias"][user] + w["item_bias"][item]
+    total += sum(a * b for a, b in zip(w["user_table"][user], w["item_table"][item], strict=True))
+    for c in conditions:
+        if c == 0:
+            continue
+        total += w["context"][c] if "context" in w else 0
+        total += w["item_context"][item, c] if "item_context" in w else 0
+        total += w["user_context"][user, c] if "user_context" in w else 0
+        if "context_table" in w:
+            total += (w["user_context_table"][user] + w["item_context_table"][item]) @ w["context_table"][c]
+    return total
+
+
+def camf_loss(w, rows, l2_bias, l2_factors, l2_deviation, exponent, counts=None):
+    """rows: (user, item, conditions, rating); counts: by table, how often a row of it is trained on (default: once)."""
+
+    def share(table, row):
+        n = 1 if counts is None else max(counts[table].get(row, 0), 1)
+        return n ** (exponent - 1)
+
+    loss = 0.0
+    for user, item, conditions, rating in rows:
+        loss += (rating - camf_rating(w, user, item, conditions)) ** 2
+        for side, row in (("user", user), ("item", item)):
+            loss += l2_bias * share(side, row) * w[f"{side}_bias"][row] ** 2
+            loss += l2_factors * share(side, row) * (w[f"{side}_table"][row] ** 2).sum()
+            if "context_table" in w:
+                loss += l2_deviation * share(side, row) * (w[f"{side}_context_table"][row] ** 2).sum()
+        for c in conditions:
+            if c == 0:
+                continue
+            for table, cell in (("context", c), ("item_context", (item, c)), ("user_context", (user, c))):
+                if table in w:
+                    loss += l2_deviation * share(table, cell) * w[table][cell] ** 2
+            if "context_table" in w:
+                loss += l2_deviation * share("context", c) * (w["context_table"][c] ** 2).sum()
+    return loss

@@ -11,6 +11,8 @@ from typing import Any
 
 import fixed_models
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tables
 import tensorflow as tf
@@ -27,7 +29,8 @@ from shortlist.components.pipeline import Pipeline
 from shortlist.models import discover
 from shortlist.models._layers import last_n
 from shortlist.models._ranking_features import group_of
-from shortlist.trainers import weighted_logistic
+from shortlist.trainers import camf, weighted_logistic
+from shortlist.trainers._ratings import ratings
 from shortlist.trainers.two_stage import CONFIGS, RANKER, defaults, load_config, model_names, parse_overrides, two_stage
 from shortlist.trainers.weighted_logistic import PROXY, UNSHOWN
 
@@ -38,6 +41,8 @@ TINY: dict[str, dict[str, Any]] = {
     "wals": {"embedding_dim": 3, "epochs": 2},
     "content_based": {"hidden_units": [4], "epochs": 2, "batch_size": 64, "hash_buckets": 5, "embedding_dim": 3},
     "knowledge_based": {"likes": 2},
+    "biased_mf": {"embedding_dim": 3, "epochs": 2, "batch_size": 64},
+    "camf": {"embedding_dim": 3, "epochs": 2, "batch_size": 64, "deviation": "CI"},
     "two_tower": {"embedding_dim": 4, "epochs": 2, "batch_size": 64, "user_id": True, "hidden_units": [4]},
     "neighbours": {"history_length": 4},
     "fresh": {"half_life_days": 2.0, "popularity": 1.0},
@@ -47,7 +52,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",), "similar_users": ("wals",)}
 """What each builds on, trained before it."""
-RANDOM = ("wals", "content_based", "two_tower", RANKER)
+RANDOM = ("wals", "content_based", "biased_mf", "camf", "two_tower", RANKER)
 RETRIEVERS = [name for name in TINY if name != RANKER]
 
 
@@ -70,8 +75,28 @@ def train(model: str, inputs: dict[str, Any], workdir: Path, **settings: Any) ->
     bases = (
         {} if "of" in inputs else {name: Model(train(name, inputs, workdir / name), "") for name in OF.get(model, ())}
     )
+    if model == "camf":
+        inputs = {**inputs, "encoded": with_context(inputs["encoded"], workdir.with_name(f"{workdir.name}_data"))}
     module.train(parse(module.Config, {**TINY[model], **settings}), {"of": bases, **inputs}, workdir)
     return workdir
+
+
+def with_context(encoded: Encoded, folder: Path) -> Encoded:
+    """The same data with a dimension `company` of two conditions, which a fourth of the rows doesn't have."""
+    shutil.copytree(encoded.uri, folder)
+    for name in encoded.names:
+        part = pq.read_table(encoded / f"{name}.parquet")
+        rows = np.arange(len(part), dtype=np.int32)
+        company = np.array([0, 2, 3, 3], np.int32)[rows % 4]
+        pq.write_table(part.append_column("context_company", pa.array(company)), folder / f"{name}.parquet")
+    set_conditions(folder, 4)
+    return Encoded(folder, "context")
+
+
+def set_conditions(folder: Path, size: int) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    state["request"] = {"context_company": {"kind": "category", "size": size, "file": "context_company"}}
+    (folder / "state.json").write_text(json.dumps(state))
 
 
 def answers(model: str, workdir: Path, inputs: dict[str, Any], split: str = "test") -> tuple[np.ndarray, np.ndarray]:
@@ -85,6 +110,8 @@ def answers(model: str, workdir: Path, inputs: dict[str, Any], split: str = "tes
         return served.score(*given)["odds"].numpy(), loaded.score(*given)["odds"].numpy()
     _, batch = next(build_queries(EncodedData(inputs["encoded"]), split).batches(1000))
     query = {name: tf.constant(value) for name, value in batch.items() if name != "exclude"}
+    if model == "camf":
+        query["context_company"] = tf.range(len(query["user"])) % 4
     return served.score_items(query).numpy(), loaded.score_items(query).numpy()
 
 
@@ -388,7 +415,7 @@ def test_patience_stops_early_and_keeps_the_best(tmp_path: Path, inputs: Any, mo
     assert ndcg(model, folder, inputs) == pytest.approx(max(values))
 
 
-@pytest.mark.parametrize("model", RANDOM)
+@pytest.mark.parametrize("model", ["wals", "two_tower", RANKER])
 def test_patience_needs_a_validation(tmp_path: Path, inputs: Any, model: str) -> None:
     parts = fixed_models.random_parts(7, shares=(5, 3, 0, 2))
     encoded = tables.encode(tables.write_splits(tmp_path / "s", parts))
@@ -434,6 +461,48 @@ def test_no_positive_is_refused(tmp_path: Path, model: str) -> None:
     encoded = tables.encode(tables.write_splits(tmp_path / "s", {"train": rows}, positive_threshold=4.0))
     with pytest.raises(ShortlistError, match=r"^`train` must hold a positive, .* Received: no positive among 4 rows"):
         train(model, {"encoded": encoded, "of": {}}, tmp_path / "m")
+
+
+def test_ratings_are_needed_and_a_context(tmp_path: Path, inputs: Any) -> None:
+    rows = [tables.row("u", f"i{n}", n) for n in range(4)]
+    encoded = tables.encode(tables.write_splits(tmp_path / "s", {"train": rows}))
+    with pytest.raises(ShortlistError) as error:
+        train("biased_mf", {"encoded": encoded}, tmp_path / "m")
+    assert str(error.value) == (
+        "`biased_mf` learns from ratings, and no row of the training part has one. Give a column `rating`, or use "
+        "wals. Received: 4 rows."
+    )
+    config = config_class("camf")()
+    with pytest.raises(ShortlistError) as error:
+        camf.train(config, inputs, tmp_path / "n")
+    assert str(error.value) == (
+        "`camf` needs a context. Give columns `context_<dimension>`, or use biased_mf. Received: none."
+    )
+
+
+def test_a_dimension_of_many_conditions_is_noted(tmp_path: Path, inputs: Any) -> None:
+    many = with_context(inputs["encoded"], tmp_path / "data")
+    set_conditions(many.uri, 1000)
+    for deviation, noted in (("CI", True), ("low_rank", False)):
+        folder = tmp_path / deviation
+        folder.mkdir()
+        config = parse(config_class("camf"), {**TINY["camf"], "deviation": deviation, "epochs": 1})
+        camf.train(config, {"encoded": many}, folder)
+        assert any("context_company has 1,000 conditions" in note for note in info(folder)["notes"]) == noted
+
+
+def test_all_ratings_teach_and_the_context_is_read(tmp_path: Path, inputs: Any, trained: dict[str, Path]) -> None:
+    data = EncodedData(with_context(inputs["encoded"], tmp_path / "data"))
+    x, y = ratings(data.rows("train"))
+    assert len(y) == len(data.rows("train")["item"])
+    discover()
+    model = tf.keras.models.load_model(str(trained["camf"] / "model.keras"))
+    assert float(model.mean) == pytest.approx(y.mean())
+    assert int(model.optimizer.iterations) == 2 * -(-len(y) // 64)
+    cells = np.unique(
+        x["item"].astype(int)[x["context_company"] > 0] * 4 + x["context_company"][x["context_company"] > 0]
+    )
+    np.testing.assert_array_equal(np.flatnonzero(model.item_context), cells)
 
 
 # --- configuration --------------------------------------------------------------------------------------------------

@@ -1,0 +1,18 @@
+"""Trains `BiasedMF`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from shortlist.components.artifacts import Artifact
+from shortlist.models.camf import BiasedMF
+from shortlist.trainers._ratings import RatingConfig, train_ratings
+
+
+class Config(RatingConfig):
+    """Settings of matrix factorization with biases; see the model."""
+
+
+def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
+    """Fits it to the ratings of the training part."""
+    arguments = {n: getattr(config, n) for n in ("embedding_dim", "l2_bias", "l2_factors", "frequency_exponent")}
+    train_ratings(config, inputs, workdir, lambda data: (BiasedMF(data.num_users, data.num_items, **arguments), []))
