@@ -88,10 +88,10 @@ def read_sides(
     return PaddedRows(cells, weights, dim), PaddedRows(cells.transposed(), weights[order], dim)
 
 
-def gramian(factors: np.ndarray, block: int = BATCH_CELLS) -> np.ndarray:
-    """FᵀF as float64 `[D, D]`, accumulated in float64 block by block."""
+def gramian(factors: np.ndarray, block: int = 1024) -> np.ndarray:
+    """FᵀF as float64 `[D, D]`: float32 products of blocks of rows, added up in float64."""
     total = np.zeros((factors.shape[1],) * 2)
     for first in range(0, len(factors), block):
-        part = factors[first : first + block].astype(np.float64)
+        part = factors[first : first + block]
         total += part.T @ part
     return total

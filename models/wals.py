@@ -1,33 +1,40 @@
 """WALS: matrix factorization of implicit feedback by weighted alternating least squares."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from shortlist import ShortlistError
+from shortlist.models import _als_graph
 from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._closed_form import ClosedForm
 from shortlist.models._wals import PaddedRows, gramian, read_sides
 
 Side = Literal["users", "items"]
-SOLVERS = ("cholesky",)
+SOLVERS = ("cholesky", "cg", "block")
+BACKENDS = ("auto", "numba", "tensorflow")
+Solved = Iterator[tuple[np.ndarray, np.ndarray, float]]
 _PADDED = tuple(tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.float32, tf.float32))
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
 
 
 @register("wals")
 class WALS(ClosedForm):
-    """Factorizes a users × items matrix, its empty cells included, by alternating exact least squares.
+    """Factorizes a users × items matrix, its empty cells included, by alternating least squares.
 
     Minimizes Σ_obs c_ui (a_ui − u·v)² + w0 Σ_unobs (u·v)² + λ Σ_u n_u^ν |u|² + λ Σ_i n_i^ν |v|², with n a row's number
     of observed cells plus w0 times the size of the other side. An epoch solves all items, then all users. A row with
     observed cells O solves (w0 G + Σ_O (c − w0) v vᵀ + λ n^ν 1) u = Σ_O c a v, where G = Σ v vᵀ over the other side;
     one without gets the zero vector. w0 = 0 ignores empty cells (plain ALS); c = w0 = 1, λ = 0 is the truncated SVD.
 
+    "cholesky" solves each row exactly. "cg" takes `cg_steps` steps of conjugate gradients from the row's factors as
+    they were; "block" solves `block_size` coordinates at a time, the others held (iALS++). In the end all three agree.
+
     Source: Hu, Koren and Volinsky 2008, eq. 3–5; Rendle et al. 2022 for n and ν. There w0 applies to all cells, here
-    to the empty ones alone.
+    to the empty ones alone. Takács et al. 2011 for "cg", Rendle et al. 2021 for "block".
 
     Args:
       embedding_dim: D.
@@ -36,7 +43,10 @@ class WALS(ClosedForm):
       frequency_exponent: ν ≥ 0; 0 regularizes every row alike, 1 in proportion to its cells.
       init_stddev: the factors start from a normal distribution with standard deviation init_stddev / √D.
       seed: of that start.
-      solver: "cholesky".
+      solver: "cholesky", "cg" or "block".
+      cg_steps: of "cg", a half-step.
+      block_size: of "block"; at D or above it is "cholesky".
+      backend: of training. "numba" is for CPUs, "tensorflow" for any device; "auto" takes numba where no GPU is.
 
     Call: a `Query`, of which only `history` is used: it is folded in as a new row with a = c = 1, so users need not be
     known. A repeated item is one cell; rows 0 (padding) and 1 (out of vocabulary) say nothing. → scores float32
@@ -63,6 +73,9 @@ class WALS(ClosedForm):
         init_stddev: float = 0.1,
         seed: int = 0,
         solver: str = "cholesky",
+        cg_steps: int = 3,
+        block_size: int = 64,
+        backend: str = "auto",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -74,6 +87,10 @@ class WALS(ClosedForm):
         self.seed = require_integer("seed", seed, low=0)
         require(solver in SOLVERS, f"`solver` must be one of: {', '.join(SOLVERS)}.", solver=solver)
         self.solver = solver
+        self.cg_steps = require_integer("cg_steps", cg_steps)
+        self.block_size = require_integer("block_size", block_size)
+        require(backend in BACKENDS, f"`backend` must be one of: {', '.join(BACKENDS)}.", backend=backend)
+        self.backend = backend
 
     def make_weights(self, rows: int, columns: int) -> None:
         def factors(name: str, size: int, stream: int) -> tf.Variable:
@@ -161,22 +178,24 @@ class WALS(ClosedForm):
         """
         own, other = self._sides(side)
         hooks = callbacks or tf.keras.callbacks.CallbackList()
-        factors, given = own.numpy().copy(), tf.convert_to_tensor(other)
+        factors, given = own.numpy().copy(), other.numpy()
         factors[rows.empty] = 0.0
-        gram = gramian(other.numpy()).astype(np.float32)
+        gram = gramian(given).astype(np.float32)
+        numba = self.backend == "numba" or (self.backend == "auto" and not tf.config.list_physical_devices("GPU"))
+        batches = (self._solve_with_numba if numba else self._solve_with_tensorflow)(rows, factors, given, gram)
         observed = 0.0
-        for step, (ids, *batch) in enumerate(rows, first_step):
+        for step in range(first_step, first_step + len(rows)):
             hooks.on_train_batch_begin(step)
-            solved, part = self._solve_batch(*batch, given, gram)
-            factors[ids] = solved.numpy()
-            observed += float(part)
-            if not np.isfinite(factors[ids]).all():
-                row = ids[~np.isfinite(factors[ids]).all(axis=1)].min()
+            ids, solved, part = next(batches)
+            if not np.isfinite(solved).all():
+                row = ids[~np.isfinite(solved).all(axis=1)].min()
                 raise ShortlistError(
                     f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are not "
                     "finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
                     f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
                 )
+            factors[ids] = solved
+            observed += part
             hooks.on_train_batch_end(step)
         own.assign(factors)
         if side == "users":
@@ -198,22 +217,47 @@ class WALS(ClosedForm):
         Returns:
           float32 `[B, D]`; zeros for a row without an observed cell.
         """
-        observed = tf.cast(columns >= 0, tf.float32)
-        vectors = tf.gather(other, tf.maximum(columns, 0))  # [B, L, D]
-        excess = (weights - self.unobserved_weight) * observed
-        system = tf.linalg.matmul(vectors * excess[..., tf.newaxis], vectors, transpose_a=True)  # [B, D, D]
-        count = tf.reduce_sum(observed, axis=1)  # [B]
-        n = count + self.unobserved_weight * tf.cast(tf.shape(other)[0], tf.float32)
-        ridge = self.l2 * n**self.frequency_exponent + tf.cast(count == 0, tf.float32)
-        system += self.unobserved_weight * gram + ridge[:, tf.newaxis, tf.newaxis] * tf.eye(self.embedding_dim)
-        right = tf.linalg.matvec(vectors, weights * targets * observed, transpose_a=True)  # [B, D]
-        return tf.linalg.cholesky_solve(tf.linalg.cholesky(system), right[..., tf.newaxis])[..., 0]
+        return _als_graph.cholesky(self._systems(columns, targets, weights, other, gram))
 
-    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
-    def _solve_batch(
+    def _systems(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+    ) -> _als_graph.Systems:
+        constants = (self.unobserved_weight, self.l2, self.frequency_exponent)
+        return _als_graph.systems(columns, targets, weights, other, gram, *constants)
+
+    def _solve_with_tensorflow(
+        self, rows: PaddedRows, factors: np.ndarray, other: np.ndarray, gram: np.ndarray
+    ) -> Solved:
+        given = tf.convert_to_tensor(other)
+        for ids, *batch in rows:
+            solved, part = self._solve_batch(*batch, given, gram, factors[ids])
+            yield ids, solved.numpy(), float(part)
+
+    def _solve_with_numba(self, rows: PaddedRows, factors: np.ndarray, other: np.ndarray, gram: np.ndarray) -> Solved:
+        from shortlist.models._als_kernels import solve_rows  # numba, which a loaded model does not need
+
+        w0 = self.unobserved_weight
+        ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
+        return solve_rows(rows, factors, other, gram, ridge, w0, self.solver, self.cg_steps, self.block_size)
+
+    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX))
+    def _solve_batch(
+        self,
+        columns: tf.Tensor,
+        targets: tf.Tensor,
+        weights: tf.Tensor,
+        other: tf.Tensor,
+        gram: tf.Tensor,
+        start: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        solved = self.project(columns, targets, weights, other, gram)
+        systems = self._systems(columns, targets, weights, other, gram)
+        start = tf.ensure_shape(start, [None, self.embedding_dim])
+        if self.solver == "cg":
+            solved = _als_graph.cg(systems, start, self.cg_steps)
+        elif self.solver == "block":
+            solved = _als_graph.block(systems, start, self.block_size)
+        else:
+            solved = _als_graph.cholesky(systems)
         return solved, self._observed_loss(columns, targets, weights, other, solved)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))

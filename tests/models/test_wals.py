@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import oracles
 import pytest
@@ -18,7 +19,7 @@ from model_contract import ModelContract
 from shortlist import ShortlistError
 from shortlist.models._cells import read_cells
 from shortlist.models._wals import PaddedRows, read_sides
-from shortlist.models.wals import WALS
+from shortlist.models.wals import BACKENDS, SOLVERS, WALS
 
 
 def sparse(observed: np.ndarray, values: np.ndarray | None = None, order: np.ndarray | None = None) -> tf.SparseTensor:
@@ -49,7 +50,10 @@ class TestWALS(ModelContract):
         ({"embedding_dim": 0}, "`embedding_dim` must be an integer of at least 1. Received: embedding_dim=0."),
         ({"l2": -0.1}, "`l2` must be a finite number of at least 0. Received: l2=-0.1."),
         ({"seed": -1}, "`seed` must be an integer of at least 0. Received: seed=-1."),
-        ({"solver": "cg"}, "`solver` must be one of: cholesky. Received: solver='cg'."),
+        ({"solver": "lu"}, "`solver` must be one of: cholesky, cg, block. Received: solver='lu'."),
+        ({"cg_steps": 0}, "`cg_steps` must be an integer of at least 1. Received: cg_steps=0."),
+        ({"block_size": 2.5}, "`block_size` must be an integer of at least 1. Received: block_size=2.5."),
+        ({"backend": "gpu"}, "`backend` must be one of: auto, numba, tensorflow. Received: backend='gpu'."),
         (
             {"unobserved_weight": float("inf")},
             "`unobserved_weight` must be a finite number of at least 0. Received: unobserved_weight=inf.",
@@ -63,20 +67,33 @@ class TestWALS(ModelContract):
     def make(self) -> WALS:
         observed = np.random.default_rng(0).random((40, 12)) < 0.4
         observed[:, :2] = False
-        return trained(observed, frequency_exponent=0.5, init_stddev=0.2, seed=3)
+        options = {"solver": "cg", "cg_steps": 2, "block_size": 3, "backend": "numba"}
+        return trained(observed, frequency_exponent=0.5, init_stddev=0.2, seed=3, **options)
 
     def query(self) -> dict[str, np.ndarray]:
         history = np.array([[7, 2, 5, 5], [11, 0, 0, 0], [0, 0, 0, 0], [3, 4, 1, 0]])
         return {"user": np.arange(4), "history": history, "history_time": history, "time": np.arange(4)}
 
 
-@pytest.mark.parametrize(("w0", "l2", "nu"), [(0.3, 0.05, 1.0), (1.5, 0.2, 0.0), (0.0, 0.1, 0.5)])
-def test_half_step_and_loss_equal_the_dense_solution(w0: float, l2: float, nu: float) -> None:
+EXACT = {  # solvers that end at the solution of a half-step, however they get there
+    "cholesky": {"solver": "cholesky"},
+    "cg": {"solver": "cg", "cg_steps": 40},
+    "block": {"solver": "block", "block_size": 99},
+}
+
+
+@pytest.mark.parametrize("backend", ["numba", "tensorflow"])
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize(("w0", "l2", "nu", "dim"), [(0.3, 0.05, 1.0, 3), (1.5, 0.2, 0.0, 21), (0.0, 0.1, 0.5, 5)])
+def test_half_step_and_loss_equal_the_dense_solution(
+    w0: float, l2: float, nu: float, dim: int, solver: str, backend: str
+) -> None:
     observed, target, weight = random_case(0)
     x, c = sparse(observed, target), sparse(observed, weight)
-    model = WALS(embedding_dim=3, unobserved_weight=w0, l2=l2, frequency_exponent=nu, init_stddev=2.0, seed=1)
+    options = {"init_stddev": 2.0, "seed": 1, "backend": backend, **EXACT[solver]}
+    model = WALS(dim, unobserved_weight=w0, l2=l2, frequency_exponent=nu, **options)
     model.fit(x, sample_weight=c, epochs=0, verbose=0)  # the random start
-    by_user, by_item = read_sides(x, c, dim=3)
+    by_user, by_item = read_sides(x, c, dim)
     dense, constants = (target, weight, observed), (w0, l2, nu)
     users, items = model.user_factors.numpy(), model.item_factors.numpy()
     np.testing.assert_allclose(model.loss(x, c), oracles.wals_loss(*dense, users, items, *constants), rtol=1e-5)
@@ -89,8 +106,60 @@ def test_half_step_and_loss_equal_the_dense_solution(w0: float, l2: float, nu: f
     model.half_step("users", by_user)
     users = oracles.wals_half_step(target, weight, observed, items, *constants)
     np.testing.assert_allclose(model.user_factors, users, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(users[3], np.zeros(3))
+    np.testing.assert_array_equal(users[3], np.zeros(dim))
     np.testing.assert_allclose(model.loss(x, c), oracles.wals_loss(*dense, users, items, *constants), rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"solver": "cg", "cg_steps": 2}, {"solver": "block", "block_size": 5}])
+@pytest.mark.parametrize("w0", [0.4, 0.0])
+def test_both_backends_take_the_same_steps(options: dict[str, Any], w0: float) -> None:
+    rng = np.random.default_rng(1)
+    observed = rng.random((30, 150)) < 0.6  # rows of more cells than a kernel gathers at once
+    target, weight = rng.normal(size=observed.shape), rng.uniform(0, 3, size=observed.shape)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    found = []
+    for backend in ("numba", "tensorflow"):
+        model = WALS(18, w0, l2=0.5, init_stddev=1.0, backend=backend, **options)
+        history = model.fit(x, sample_weight=c, epochs=2, verbose=0).history
+        users, items = model.user_factors.numpy(), model.item_factors.numpy()
+        expected = oracles.wals_loss(target, weight, observed, users, items, w0, 0.5, 1.0)
+        np.testing.assert_allclose(history["loss"][-1], expected, rtol=1e-5)
+        found.append((users, items))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("options", [{"solver": "cg"}, {"solver": "block", "block_size": 2}])
+def test_many_half_steps_of_an_inexact_solver_end_at_the_exact_solution(options: dict[str, Any]) -> None:
+    observed, target, weight = random_case(1)
+    model = WALS(5, 0.3, l2=0.5, init_stddev=1.0, **options)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    model.fit(x, sample_weight=c, epochs=0, verbose=0)
+    by_user, _ = read_sides(x, c, dim=5)
+    expected = oracles.wals_half_step(target, weight, observed, model.item_factors.numpy(), 0.3, 0.5, 1.0)
+    model.half_step("users", by_user)
+    assert np.abs(model.user_factors.numpy() - expected).max() > 1e-3  # one is not enough: they are other algorithms
+    for _ in range(40):
+        model.half_step("users", by_user)
+    np.testing.assert_allclose(model.user_factors, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_neither_threads_nor_batches_change_a_bit(solver: str) -> None:
+    observed, target, weight = random_case(13, users=90, items=70)
+    cells, c = read_cells(sparse(observed, target)), weight[observed].astype(np.float32)
+    found, threads = [], numba.get_num_threads()
+    for number, size in ((1, 65_536), (threads, 65_536), (threads, 1), (threads, 700)):
+        model = WALS(18, l2=0.1, init_stddev=1.0, solver=solver, block_size=7, backend="numba")
+        model.fit(sparse(observed), epochs=0, verbose=0)
+        numba.set_num_threads(number)
+        try:
+            model.half_step("users", PaddedRows(cells, c, dim=18, batch_cells=size))
+        finally:
+            numba.set_num_threads(threads)
+        found.append(model.user_factors.numpy())
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
 
 
 def test_start_is_normal_with_the_given_spread_and_seed() -> None:
@@ -135,11 +204,12 @@ def test_history_holds_the_objective_of_every_epoch() -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_all_cells_alike_and_no_l2_reaches_the_truncated_svd() -> None:
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_all_cells_alike_and_no_l2_reaches_the_truncated_svd(solver: str) -> None:
     rng = np.random.default_rng(4)
     block = np.kron(np.eye(3), np.ones((10, 7))) * np.repeat([1.0, 2.0, 3.0], 7)
     matrix = np.where(rng.random(block.shape) < 0.8, block + rng.normal(0, 0.2, block.shape), 0.0)
-    model = WALS(embedding_dim=3, unobserved_weight=1.0, l2=0.0)
+    model = WALS(embedding_dim=3, unobserved_weight=1.0, l2=0.0, solver=solver, block_size=2)
     model.fit(tf.sparse.from_dense(matrix), epochs=60, verbose=0)
     users, items = model.user_factors.numpy(), model.item_factors.numpy()
     best = (np.linalg.svd(matrix, compute_uv=False)[3:] ** 2).sum()
@@ -147,11 +217,12 @@ def test_all_cells_alike_and_no_l2_reaches_the_truncated_svd() -> None:
     np.testing.assert_allclose(model.loss(tf.sparse.from_dense(matrix)), best, rtol=1e-4)
 
 
-def test_ignoring_empty_cells_recovers_a_planted_matrix_from_half_of_it() -> None:
+@pytest.mark.parametrize("solver", ["cholesky", "cg"])
+def test_ignoring_empty_cells_recovers_a_planted_matrix_from_half_of_it(solver: str) -> None:
     rng = np.random.default_rng(5)
     planted = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 40))
     observed = rng.random(planted.shape) < 0.5
-    model = WALS(embedding_dim=2, unobserved_weight=0.0, l2=1e-6, init_stddev=1.0)
+    model = WALS(embedding_dim=2, unobserved_weight=0.0, l2=1e-6, init_stddev=1.0, solver=solver)
     model.fit(sparse(observed, planted), epochs=40, verbose=0)
     guess = model.user_factors.numpy() @ model.item_factors.numpy().T
     np.testing.assert_allclose(guess[~observed], planted[~observed], atol=1e-2)
@@ -159,14 +230,15 @@ def test_ignoring_empty_cells_recovers_a_planted_matrix_from_half_of_it() -> Non
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_cholesky_never_raises_the_loss(data: st.DataObject) -> None:
+def test_exact_steps_never_raise_the_loss(data: st.DataObject) -> None:
     users, items, dim = (data.draw(st.integers(1, high)) for high in (7, 7, 5))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     observed = rng.random((users, items)) < data.draw(st.floats(0, 1))
     observed[rng.integers(users), rng.integers(items)] = True  # one cell at least
     target, weight = rng.normal(size=observed.shape), rng.uniform(0, 4, size=observed.shape)
     constants = tuple(data.draw(st.sampled_from(v)) for v in ([0.0, 0.1, 1.0, 3.0], [0.01, 1.0], [0.0, 0.5, 1.0]))
-    model = WALS(dim, *constants, init_stddev=2.0)
+    exact = data.draw(st.sampled_from([{"solver": "cholesky"}, {"solver": "block", "block_size": 2}]))
+    model = WALS(dim, *constants, init_stddev=2.0, backend=data.draw(st.sampled_from(BACKENDS)), **exact)
     x, c = sparse(observed, target), sparse(observed, weight)
     model.fit(x, sample_weight=c, epochs=0, verbose=0)
     by_user, by_item = read_sides(x, c, dim)

@@ -1,0 +1,311 @@
+"""The half-step of WALS on the CPU: a row at a time, its cells and its system in the cache of one core.
+
+Each kernel solves the rows of one batch, and threads take batches as they get free. A row's sums have an order of
+their own, so the result depends neither on the threads nor on the rows that share a batch.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+
+from shortlist.models._als_tile import (
+    FAST,
+    LANES,
+    PANEL,
+    TILE,
+    add_gram,
+    add_products,
+    add_scaled,
+    dot,
+    factorize,
+    padded,
+    solve,
+)
+from shortlist.models._wals import PaddedRows
+
+GATHERED = 64
+"""Cells that are added to a system at once."""
+NEAR = 16
+"""Cells whose vectors are still in the nearest cache when they are needed again."""
+CONVERGED = 1e-14
+"""Squared length of a residual, relative to the first one's, at which float32 has no more to give."""
+
+
+def solve_rows(
+    rows: PaddedRows,
+    start: np.ndarray,
+    other: np.ndarray,
+    gram: np.ndarray,
+    ridge: np.ndarray,
+    w0: float,
+    solver: str,
+    cg_steps: int,
+    block_size: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """The factors of the rows of each batch, in the order of the batches.
+
+    Args:
+      rows: the batches.
+      start: float32 `[R, D]`, the factors of that side so far: what cg and block start from.
+      other: float32 `[M, D]`, the factors of the other side.
+      gram: float32 `[D, D]`, otherᵀ other.
+      ridge: float32 `[R]`, the weight of |u|² for each row.
+      w0: the weight of an empty cell.
+      solver: "cholesky", "cg" or "block".
+      cg_steps: of "cg".
+      block_size: of "block".
+
+    Yields:
+      The rows, int64 `[B]`; their factors, float32 `[B, D]`; and Σ c (a − u·v)² − w0 (u·v)² over their cells.
+    """
+    dim = other.shape[1]
+    wide = np.zeros((-(-dim // LANES) * LANES, padded(dim)), np.float32)
+    wide[:dim, :dim] = np.float32(w0) * gram
+    cells, other = rows.cells, np.ascontiguousarray(other, np.float32)
+    sparse = (cells.starts, cells.columns, cells.values, rows.weights)
+
+    kernels: dict[str, tuple[Any, ...]] = {
+        "cholesky": (_cholesky,),
+        "cg": (_cg, cg_steps),
+        "block": (_block, min(block_size, dim)),
+    }
+    kernel, *options = kernels[solver]
+
+    def batch(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        factors = start[ids]
+        return ids, factors, kernel(ids, *sparse, other, wide, ridge[ids], np.float32(w0), factors, *options)
+
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        yield from pool.map(batch, rows.batches)
+
+
+@numba.njit(cache=True, nogil=True)
+def _longest(ids: np.ndarray, starts: np.ndarray) -> int:
+    most = 0
+    for row in ids:
+        most = max(most, starts[row + 1] - starts[row])
+    return most
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _dots(vectors: np.ndarray, columns: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """Sets out[k] to vectors[columns[k]] · x."""
+    n, dim = len(columns), len(x)
+    for k in range(0, n - 3, 4):
+        i0, i1, i2, i3 = columns[k], columns[k + 1], columns[k + 2], columns[k + 3]
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for d in range(dim):
+            s0 += vectors[i0, d] * x[d]
+            s1 += vectors[i1, d] * x[d]
+            s2 += vectors[i2, d] * x[d]
+            s3 += vectors[i3, d] * x[d]
+        out[k], out[k + 1], out[k + 2], out[k + 3] = s0, s1, s2, s3
+    for k in range(n // 4 * 4, n):
+        out[k] = dot(vectors[columns[k]], x)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _combine(vectors: np.ndarray, columns: np.ndarray, factors: np.ndarray, y: np.ndarray) -> None:
+    """Adds Σ_k factors[k] vectors[columns[k]] to y."""
+    n, dim = len(columns), len(y)
+    for k in range(0, n - 3, 4):
+        i0, i1, i2, i3 = columns[k], columns[k + 1], columns[k + 2], columns[k + 3]
+        f0, f1, f2, f3 = factors[k], factors[k + 1], factors[k + 2], factors[k + 3]
+        for d in range(dim):
+            y[d] += f0 * vectors[i0, d] + f1 * vectors[i1, d] + f2 * vectors[i2, d] + f3 * vectors[i3, d]
+    for k in range(n // 4 * 4, n):
+        add_scaled(y, factors[k], vectors[columns[k]])
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _observed(targets: np.ndarray, weights: np.ndarray, w0: np.float32, scores: np.ndarray) -> float:
+    total = 0.0
+    for k in range(len(targets)):
+        error = targets[k] - scores[k]
+        total += weights[k] * error * error - w0 * scores[k] * scores[k]
+    return total
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _cholesky(
+    ids: np.ndarray,
+    starts: np.ndarray,
+    columns: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    other: np.ndarray,
+    gram: np.ndarray,
+    ridge: np.ndarray,
+    w0: np.float32,
+    factors: np.ndarray,
+) -> float:
+    dim, stride = other.shape[1], gram.shape[1]
+    system = np.empty_like(gram)
+    right, left = np.zeros((GATHERED, stride), np.float32), np.zeros((GATHERED, stride), np.float32)
+    scores = np.empty(GATHERED, np.float32)
+    observed = 0.0
+    for n in range(len(ids)):
+        low, high = starts[ids[n]], starts[ids[n] + 1]
+        x = factors[n]
+        x[:] = 0
+        system[:] = gram
+        for d in range(dim):
+            system[d, d] += ridge[n]
+        for first in range(low, high, GATHERED):
+            count = min(GATHERED, high - first)
+            for k in range(count):
+                v, c = other[columns[first + k]], weights[first + k]
+                for d in range(dim):
+                    right[k, d] = v[d]
+                    left[k, d] = (c - w0) * v[d]
+                    x[d] += c * targets[first + k] * v[d]
+            add_gram(system, left, right, 0, dim, count)
+        factorize(system, left, dim)
+        solve(system, x, dim)
+        for first in range(low, high, GATHERED):
+            last = min(first + GATHERED, high)
+            _dots(other, columns[first:last], x, scores)
+            observed += _observed(targets[first:last], weights[first:last], w0, scores)
+    return observed
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _times_gram(gram: np.ndarray, x: np.ndarray, columns_of_x: np.ndarray, out: np.ndarray) -> None:
+    """Sets `out` to x gram, for TILE rows x `[TILE, D]` at once; `columns_of_x` `[D, TILE]` is scratch."""
+    dim, stride = x.shape[1], gram.shape[1]
+    for d in range(dim):
+        for row in range(TILE):
+            columns_of_x[d, row] = x[row, d]
+    out[:] = 0
+    for column in range(0, dim, LANES):
+        add_products(out, column, stride, columns_of_x, 0, TILE, gram, column, stride, dim)
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _cg(
+    ids: np.ndarray,
+    starts: np.ndarray,
+    columns: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    other: np.ndarray,
+    gram: np.ndarray,
+    ridge: np.ndarray,
+    w0: np.float32,
+    factors: np.ndarray,
+    steps: int,
+) -> float:
+    """TILE rows go in step, for their products with the Gramian; each has its own residual r and direction p."""
+    dim, stride = other.shape[1], gram.shape[1]
+    p, r = np.zeros((TILE, dim), np.float32), np.zeros((TILE, dim), np.float32)
+    q, columns_of_p = np.zeros((TILE, stride), np.float32), np.zeros((dim, TILE), np.float32)
+    length, goal = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    most = _longest(ids, starts)
+    scores, change = np.empty((TILE, most), np.float32), np.empty(most, np.float32)
+    coefficient = np.empty(NEAR, np.float32)
+    observed = 0.0
+    for group in range(0, len(ids), TILE):
+        size = min(TILE, len(ids) - group)
+        p[:] = 0
+        for i in range(size):
+            p[i] = factors[group + i]
+        _times_gram(gram, p, columns_of_p, q)
+        for i in range(size):
+            low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
+            for d in range(dim):
+                r[i, d] = -q[i, d] - ridge[group + i] * p[i, d]
+            for first in range(low, high, NEAR):
+                last = min(first + NEAR, high)
+                near = scores[i, first - low : last - low]
+                _dots(other, columns[first:last], p[i], near)
+                for k in range(first, last):
+                    coefficient[k - first] = weights[k] * targets[k] - (weights[k] - w0) * near[k - first]
+                _combine(other, columns[first:last], coefficient, r[i])
+            length[i] = dot(r[i], r[i])
+            goal[i] = max(np.float32(CONVERGED) * length[i], np.float32(1e-30))
+            p[i] = r[i]
+        for _ in range(steps):
+            _times_gram(gram, p, columns_of_p, q)
+            for i in range(size):
+                low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
+                product = q[i, :dim]
+                add_scaled(product, ridge[group + i], p[i])
+                for first in range(low, high, NEAR):
+                    last = min(first + NEAR, high)
+                    near = change[first - low : last - low]
+                    _dots(other, columns[first:last], p[i], near)
+                    for k in range(first, last):
+                        coefficient[k - first] = (weights[k] - w0) * near[k - first]
+                    _combine(other, columns[first:last], coefficient, product)
+                if length[i] <= goal[i]:
+                    continue
+                step = length[i] / dot(p[i], product)
+                add_scaled(factors[group + i], step, p[i])
+                add_scaled(scores[i, : high - low], step, change[: high - low])
+                add_scaled(r[i], -step, product)
+                new = dot(r[i], r[i])
+                for d in range(dim):
+                    p[i, d] = r[i, d] + new / length[i] * p[i, d]
+                length[i] = new
+        for i in range(size):
+            low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
+            observed += _observed(targets[low:high], weights[low:high], w0, scores[i])
+    return observed
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST)
+def _block(
+    ids: np.ndarray,
+    starts: np.ndarray,
+    columns: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    other: np.ndarray,
+    gram: np.ndarray,
+    ridge: np.ndarray,
+    w0: np.float32,
+    factors: np.ndarray,
+    block_size: int,
+) -> float:
+    """One exact step in each block of coordinates after the other; the scores of the cells follow along."""
+    dim = other.shape[1]
+    stride = padded(block_size)
+    system = np.zeros((stride - LANES, stride), np.float32)
+    right, left = np.zeros((GATHERED, stride), np.float32), np.zeros((GATHERED, stride), np.float32)
+    negative = np.zeros((PANEL, stride), np.float32)
+    scores = np.empty(_longest(ids, starts), np.float32)
+    observed = 0.0
+    for n in range(len(ids)):
+        low, high = starts[ids[n]], starts[ids[n] + 1]
+        u = factors[n]
+        _dots(other, columns[low:high], u, scores)
+        for begin in range(0, dim, block_size):
+            size = min(block_size, dim - begin)
+            x = np.zeros(size, np.float32)
+            for d in range(dim):
+                add_scaled(x, -u[d], gram[d, begin : begin + size])
+            for d in range(size):
+                system[d, :size] = gram[begin + d, begin : begin + size]
+                system[d, d] += ridge[n]
+                x[d] -= ridge[n] * u[begin + d]
+            for first in range(low, high, GATHERED):
+                count = min(GATHERED, high - first)
+                for k in range(count):
+                    cell = first + k
+                    v, excess = other[columns[cell], begin : begin + size], weights[cell] - w0
+                    toward = weights[cell] * targets[cell] - excess * scores[cell - low]
+                    for d in range(size):
+                        right[k, d] = v[d]
+                        left[k, d] = excess * v[d]
+                        x[d] += toward * v[d]
+                add_gram(system, left, right, 0, size, count)
+            factorize(system, negative, size)
+            solve(system, x, size)
+            add_scaled(u[begin : begin + size], np.float32(1), x)
+            for cell in range(low, high):
+                scores[cell - low] += dot(other[columns[cell], begin : begin + size], x)
+        observed += _observed(targets[low:high], weights[low:high], w0, scores)
+    return observed
