@@ -1,0 +1,262 @@
+"""Seconds of one iteration of WALS (items, then users): ours and implicit's on the same matrix, in turn.
+
+The matrix is random, its rows and columns drawn by power laws; --users, --items and --cells give it MovieLens-1M's
+shape. Both solve Hu, Koren and Volinsky's objective: confidence 1 + α in the cells, 1 elsewhere. implicit is timed in
+the two native calls that are its iteration, with one thread of BLAS and --threads of its own; ours is `half_step`,
+a side each. All run in this process, in turn; the table shows the median times and the median ratio of
+a pair. irspack and our TensorFlow path, which is the one for other devices, are there too. Peak memory is what a
+process of its own holds at most above what it held before the first iteration's data was read.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+
+ALPHA, L2, CG_STEPS = 10.0, 0.1, 3
+BARS = {"cg": {64: 0.6, 128: 0.8, 256: 1.0}, "cholesky": {64: 0.8, 128: 0.8, 256: 0.8}}
+TENSORFLOW_BARS = {"cg": 2.5, "cholesky": 3.0}
+QUICK = {"dims": [64], "cells": 500_000}
+
+
+def power_law(users: int, items: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of different cells, by row."""
+    rng = np.random.default_rng(0)
+    shares = [(np.arange(n) + n / 100) ** -0.8 for n in (users, items)]
+    found = np.empty(0, np.int64)
+    while len(found) < cells:
+        row, column = (rng.choice(len(share), cells, p=share / share.sum()) for share in shares)
+        found = np.union1d(found, row * items + column)
+    rows, columns = np.divmod(np.sort(rng.permutation(found)[:cells]), items)
+    return rows, columns
+
+
+class Task:
+    """One matrix, and one iteration of it by each system, each from a start of its own."""
+
+    def __init__(self, users: int, items: int, cells: int, threads: int):
+        self.shape, self.threads = (users, items), threads
+        self.rows, self.columns = power_law(users, items, cells)
+
+    def model(self, dim: int, solver: str, backend: str = "numba") -> tuple[Any, Any, Any]:
+        """Ours at its start, and the rows of both sides."""
+        import tensorflow as tf
+
+        from shortlist.models._wals import read_sides
+        from shortlist.models.wals import WALS
+
+        places = np.stack([self.rows, self.columns], axis=1)
+        ones = np.ones(len(places), np.float32)
+        x, c = (tf.SparseTensor(places, values, self.shape) for values in (ones, (1 + ALPHA) * ones))
+        options = {"solver": solver, "cg_steps": CG_STEPS, "backend": backend}
+        model = WALS(dim, unobserved_weight=1.0, l2=L2, frequency_exponent=0.0, **options)
+        by_user, by_item = read_sides(x, c, dim)
+        model.build(self.shape)
+        return model, by_user, by_item
+
+    def ours(self, dim: int, solver: str, backend: str = "numba") -> Callable[[], None]:
+        model, by_user, by_item = self.model(dim, solver, backend)
+
+        def iterate() -> None:
+            model.half_step("items", by_item)
+            model.half_step("users", by_user)
+
+        return iterate
+
+    def implicit(self, dim: int, solver: str) -> Callable[[], None]:
+        from implicit.cpu import _als
+        from scipy.sparse import csr_matrix
+
+        values = np.full(len(self.rows), 1 + ALPHA, np.float32)
+        by_user = csr_matrix((values, (self.rows, self.columns)), self.shape)
+        by_item = by_user.T.tocsr()
+        rng = np.random.default_rng(0)
+        users, items = (rng.normal(0, 0.1 / dim**0.5, (n, dim)).astype(np.float32) for n in self.shape)
+
+        def iterate() -> None:
+            for cells, own, other in ((by_item, items, users), (by_user, users, items)):
+                if solver == "cg":
+                    _als.least_squares_cg(cells, own, other, L2, num_threads=self.threads, cg_steps=CG_STEPS)
+                else:
+                    _als.least_squares(cells, own, other, L2, num_threads=self.threads)
+
+        return iterate
+
+    def irspack(self, dim: int, solver: str) -> Callable[[], None]:
+        from irspack.recommenders.ials import IALSTrainer, LossType, str_to_solver_type
+        from scipy.sparse import csr_matrix
+
+        x = csr_matrix((np.ones(len(self.rows), np.float32), (self.rows, self.columns)), self.shape)
+        start, native = (ALPHA, L2, 0.0, 0.1, str_to_solver_type(solver)), (LossType.ORIGINAL, 0, self.threads)
+        return IALSTrainer(x, dim, *start, CG_STEPS, 64, *native, CG_STEPS, 1).run_epoch
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
+    """The median seconds of each, and the median ratio of a pair."""
+    ours(), peer()  # compiles and loads
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(rounds)]
+    first, second = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return first, second, statistics.median(x / y for x, y in pairs)
+
+
+def row(case: str, ours: float, peer: float, ratio: float, bar: float | None) -> dict[str, Any]:
+    found = {"case": case, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3), "bar": bar}
+    print(f"{case}: {found['ratio']}", file=sys.stderr)
+    return {**found, "ok": bar is None or ratio <= bar}
+
+
+def speed(task: Task, a: argparse.Namespace) -> list[dict[str, Any]]:
+    found = []
+    for dim in a.dims:
+        for solver in ("cg", "cholesky"):
+            case = f"{len(task.rows):,} cells, D = {dim}, {solver}: seconds"
+            ours, implicit = task.ours(dim, solver), task.implicit(dim, solver)
+            bar = BARS[solver].get(dim)
+            found.append(row(f"{case}, implicit", *paired(ours, implicit, a.rounds), bar))
+            found.append(row(f"{case}, irspack", *paired(ours, task.irspack(dim, solver), a.rounds), None))
+            graph = task.ours(dim, solver, "tensorflow")
+            measured = paired(graph, implicit, a.rounds)
+            found.append(row(f"{case}, TensorFlow path to implicit", *measured, TENSORFLOW_BARS[solver]))
+    return found
+
+
+def time_to_loss(task: Task, dim: int, a: argparse.Namespace) -> dict[str, Any]:
+    """Seconds in which `block` gets to the loss of the exact solver after four iterations, against the exact one's."""
+    for solver in ("block", "cholesky"):
+        task.ours(dim, solver)()  # compiles
+
+    def reach(solver: str, goal: float | None) -> tuple[float, float]:
+        (model, by_user, by_item), spent, loss = task.model(dim, solver), 0.0, float("inf")
+        for number in range(40):
+            if (number >= 4) if goal is None else (loss <= goal):
+                return spent, loss
+            started = time.perf_counter()
+            model.half_step("items", by_item)
+            observed = model.half_step("users", by_user)
+            spent += time.perf_counter() - started
+            loss = model._objective(observed, by_user, by_item)
+        return float("inf"), loss
+
+    pairs = []
+    for _ in range(a.rounds):
+        exact, goal = reach("cholesky", None)
+        pairs.append((reach("block", goal * (1 + 1e-4))[0], exact))
+    ours, peer = (statistics.median(values) for values in zip(*pairs, strict=True))
+    case = f"{len(task.rows):,} cells, D = {dim}: seconds to the same loss (to 1e-4), block to cholesky"
+    return row(case, ours, peer, statistics.median(x / y for x, y in pairs), 0.5)
+
+
+def growth(task: Task, a: argparse.Namespace) -> dict[str, Any]:
+    """Ten times the cells, with the sides that MovieLens-10M has where the matrix is that of MovieLens-1M."""
+    users, items = task.shape
+    larger = Task(users * 10, items * 3, len(task.rows) * 10, a.threads)
+    dim = a.dims[0]
+    measured = paired(larger.ours(dim, "cg"), task.ours(dim, "cg"), a.rounds)
+    return row(f"D = {dim}, cg: seconds, {len(larger.rows):,} cells to {len(task.rows):,}", *measured, 11.0)
+
+
+def status(name: str) -> int:
+    """A line of this process's status, in MB (1e6 bytes)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024 // 1_000_000
+
+
+def peak_memory(name: str, a: argparse.Namespace) -> int:
+    """MB that one system's data and two iterations take at most."""
+    dim = a.dims[0]
+    getattr(Task(50, 40, 300, a.threads), name)(dim, "cg")()  # imports and compiles
+    task = Task(a.users, a.items, a.cells, a.threads)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = status("VmRSS")
+    iterate = getattr(task, name)(dim, "cg")
+    iterate(), iterate()
+    return status("VmHWM") - before
+
+
+def memory(argv: list[str], a: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    for name in ("ours", "implicit"):
+        command = [sys.executable, __file__, *argv, "--memory", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"The memory of {name} could not be measured:\n{done.stderr}")
+        found[name] = int(done.stdout)
+    ratio = found["ours"] / max(found["implicit"], 1)
+    return row(
+        f"{a.cells:,} cells, D = {a.dims[0]}, cg: peak memory in MB", found["ours"], found["implicit"], ratio, 1.5
+    )
+
+
+def show(found: list[dict[str, Any]], threads: int) -> None:
+    print(f"\n{threads} threads each. ratio = ours / peer; the bar is the most that it may be.\n")
+    width = max(len(line["case"]) for line in found)
+    print(f"{'case':<{width}}  {'ours':>8}  {'peer':>8}  {'ratio':>6}  {'bar':>5}  ok")
+    for line in found:
+        numbers = f"{line['ours']:>8}  {line['peer']:>8}  {line['ratio']:>6}  {line['bar'] or '':>5}"
+        print(f"{line['case']:<{width}}  {numbers}  {'yes' if line['ok'] else 'NO'}")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"within a minute: {QUICK}, and no other matrix")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="D (64 128 256)")
+    for name, value, text in (
+        ("users", 6040, "rows of the matrix"),
+        ("items", 3706, "columns"),
+        ("cells", 1_000_000, "cells"),
+        ("threads", 2, "of each system"),
+        ("rounds", 5, "pairs measured"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    parser.add_argument("--memory", choices=("ours", "implicit"), help=argparse.SUPPRESS)
+    a = parser.parse_args(argv)
+    if a.quick:
+        vars(a).update(QUICK)
+    if min(a.users, a.items, a.cells, a.threads, a.rounds, *a.dims) < 1 or a.cells > a.users * a.items // 2:
+        parser.error("every number must be at least 1, and --cells at most half of --users × --items.")
+    return a
+
+
+def main(argv: list[str]) -> int:
+    import numba
+    import tensorflow as tf
+    import threadpoolctl
+
+    a = parse(argv)
+    numba.set_num_threads(min(a.threads, numba.config.NUMBA_NUM_THREADS))
+    tf.config.threading.set_intra_op_parallelism_threads(a.threads)
+    if a.memory:
+        print(peak_memory(a.memory, a))
+        return 0
+    task = Task(a.users, a.items, a.cells, a.threads)
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        found = speed(task, a)
+        if not a.quick:
+            found += [time_to_loss(task, a.dims[-1], a), growth(task, a)]
+    found.append(memory(argv, a))
+    show(found, a.threads)
+    if a.json:
+        a.json.write_text(json.dumps(found, indent=2))
+    return 0 if all(line["ok"] for line in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
