@@ -58,6 +58,12 @@ def cholesky(s: Systems) -> tf.Tensor:
     return tf.linalg.cholesky_solve(_factorized(s.vectors, s.excess, s.ridge, s.gram), right[..., tf.newaxis])[..., 0]
 
 
+def contributions(s: Systems, vector: tf.Tensor) -> tf.Tensor:
+    """What each cell adds to u · `vector` `[B, D]`, with the exact u: float32 `[B, L]`."""
+    weighed = tf.linalg.cholesky_solve(_factorized(s.vectors, s.excess, s.ridge, s.gram), vector[..., tf.newaxis])
+    return s.wanted * tf.linalg.matvec(s.vectors, weighed[..., 0])
+
+
 def cg(s: Systems, start: tf.Tensor, steps: int) -> tf.Tensor:
     """Some steps of conjugate gradients from `start`: u, float32 `[B, D]`. No D × D system is formed."""
 

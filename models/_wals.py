@@ -1,6 +1,7 @@
 """The rows of one side of a matrix in padded batches of about the same number of cells."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -86,6 +87,31 @@ def read_sides(
             )
     order = np.argsort(cells.columns, kind="stable")
     return PaddedRows(cells, weights, dim), PaddedRows(cells.transposed(), weights[order], dim)
+
+
+def require_rows(name: str, rows: Any, size: int) -> np.ndarray:
+    """`rows` as an array, or ShortlistError unless all are from 0 to `size` − 1."""
+    rows = np.asarray(rows)
+    outside = rows[(rows < 0) | (rows >= size)]
+    rule = f"`{name}` must be from 0 to {size - 1}, rows of the table that was fitted."
+    require(outside.size == 0, rule, **{name: outside[:1].tolist()})
+    return rows
+
+
+def read_new_rows(items: Any, weights: Any, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Checked columns, int32 `[B, L]`, and confidences, float32 `[B, L]`; see `WALS.fold_in`."""
+    columns = np.asarray(items, np.int32)
+    require_rows("items", np.maximum(columns, 0), num_items)
+    ordered = np.sort(columns, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    rule = "`items` must hold an item once a user; add its weights up."
+    require(not twice.any(), rule, items=ordered[:, 1:][twice][:1].tolist())
+    given = np.ones(columns.shape, np.float32) if weights is None else np.asarray(weights, np.float32)
+    rule = f"`weights` must be finite, not negative, and of the shape of items, {columns.shape}."
+    require(given.shape == columns.shape, rule, shape=given.shape)
+    wrong = ~(np.isfinite(given) & (given >= 0)) & (columns >= 0)
+    require(not wrong.any(), rule, weights=given[wrong][:1].tolist())
+    return columns, np.where(columns >= 0, given, np.float32(0))
 
 
 def gramian(factors: np.ndarray, block: int = 1024) -> np.ndarray:

@@ -11,7 +11,7 @@ from shortlist.models import _als_graph
 from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._closed_form import ClosedForm
-from shortlist.models._wals import PaddedRows, gramian, read_sides
+from shortlist.models._wals import PaddedRows, gramian, read_new_rows, read_sides, require_rows
 
 Side = Literal["users", "items"]
 SOLVERS = ("cholesky", "cg", "block")
@@ -320,6 +320,45 @@ class WALS(ClosedForm):
     def score_items(self, query: Query) -> tf.Tensor:
         """u·v for every item, float32 `[B, I]`."""
         return tf.linalg.matmul(self.embed_query(query), self.item_factors, transpose_b=True)
+
+    def fold_in(self, items: Any, weights: Any = None) -> tf.Tensor:
+        """The exact factors of users never seen: what `fit` would give them with the items as they are.
+
+        Args:
+          items: int `[B, L]`, what each has, once each; negative values pad.
+          weights: float `[B, L]`, the confidences c ≥ 0; 1 where None. The targets are 1.
+
+        Returns:
+          float32 `[B, D]`; zeros for a user without an item.
+
+        Raises:
+          ShortlistError: for an unknown or repeated item, and a weight that is negative or not finite.
+        """
+        return _als_graph.cholesky(self._systems(*self._new_rows(items, weights)))
+
+    def explain(self, items: Any, item: Any, weights: Any = None) -> tf.Tensor:
+        """How much each past item adds to the score of another for a user who has just these (Hu et al. 2008, sec. 5).
+
+        Args:
+          items: int `[B, L]`, as for `fold_in`.
+          item: int `[B]`, whose score is explained.
+          weights: as for `fold_in`.
+
+        Returns:
+          float32 `[B, L]`, whose sum over a row is the score u·v of `fold_in`; 0 where padded.
+
+        Raises:
+          ShortlistError: as `fold_in`.
+        """
+        rows = self._new_rows(items, weights)
+        item = require_rows("item", item, self.table_shape[1])
+        return _als_graph.contributions(self._systems(*rows), tf.gather(self.item_factors, item))
+
+    def _new_rows(self, items: Any, weights: Any) -> tuple[tf.Tensor, ...]:
+        self.require_fitted()
+        columns, confidences = read_new_rows(items, weights, self.table_shape[1])
+        ones = tf.ones(columns.shape)
+        return columns, ones, confidences, tf.convert_to_tensor(self.item_factors), self.item_gramian
 
     def recommend(self, users: Any, k: int = 10, exclude: Any = None, first_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
         """The best items for users of the matrix, from their trained factors.

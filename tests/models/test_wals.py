@@ -322,6 +322,54 @@ def test_folding_in_a_training_row_gives_its_trained_vector(w0: float) -> None:
     np.testing.assert_array_equal(fold_in({"history": np.zeros((2, 0), np.int32)}), np.zeros((2, 4)))
 
 
+def test_fold_in_and_explain_equal_the_dense_solution() -> None:
+    observed, _, weight = random_case(14)
+    model = WALS(4, 0.3, l2=0.2)
+    model.fit(sparse(observed), sample_weight=sparse(observed, weight), epochs=2, verbose=0)
+    rows = [5, 3, 0]  # all items, none, some
+    items = np.full((3, 12), -1)
+    weights = np.full((3, 12), np.nan)  # a pad's weight is not read
+    for row, user in enumerate(rows):
+        found = np.flatnonzero(observed[user])[::-1]
+        items[row, : len(found)], weights[row, : len(found)] = found, weight[user, found]
+    vectors = model.fold_in(items, weights)
+    np.testing.assert_allclose(vectors, model.user_factors.numpy()[rows], rtol=1e-4, atol=1e-5)
+
+    parts = model.explain(items, [2, 1, 7], weights).numpy()
+    v = model.item_factors.numpy().astype(np.float64)
+    expected = np.zeros((3, 12))
+    for row, (user, item) in enumerate(zip(rows, [2, 1, 7], strict=True)):
+        c = np.where(observed[user], weight[user], 0.3)
+        system = (v.T * c) @ v + 0.2 * (observed[user].sum() + 0.3 * 9) * np.eye(4)
+        for place, past in enumerate(items[row][items[row] >= 0]):
+            expected[row, place] = weight[user, past] * v[item] @ np.linalg.inv(system) @ v[past]
+    np.testing.assert_allclose(parts, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.sum(1), (vectors.numpy() * v[[2, 1, 7]]).sum(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("items", "weights", "text"),
+    [
+        ([[1, 9]], None, "`items` must be from 0 to 8, rows of the table that was fitted. Received: items=[9]."),
+        ([[4, 1, 4]], None, "`items` must hold an item once a user; add its weights up. Received: items=[4]."),
+        (
+            [[4, 1]],
+            [[1.0, -2.0]],
+            "`weights` must be finite, not negative, and of the shape of items, (1, 2). Received: weights=[-2.0].",
+        ),
+        (
+            [[4, 1]],
+            [[1.0]],
+            "`weights` must be finite, not negative, and of the shape of items, (1, 2). Received: shape=(1, 1).",
+        ),
+    ],
+)
+def test_fold_in_refuses(items: list[list[int]], weights: Any, text: str) -> None:
+    with pytest.raises(ShortlistError) as error:
+        trained(random_case(9)[0], epochs=1).fold_in(items, weights)
+    assert str(error.value) == text
+
+
 def test_recommend_orders_all_items_by_the_trained_factors() -> None:
     model = trained(random_case(9)[0])
     scores = model.user_factors.numpy()[[2, 6]] @ model.item_factors.numpy().T
