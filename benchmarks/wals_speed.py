@@ -9,6 +9,7 @@ process of its own holds at most above what it held before the first iteration's
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -183,6 +184,7 @@ def peak_memory(name: str, a: argparse.Namespace) -> int:
     dim = a.dims[0]
     getattr(Task(50, 40, 300, a.threads), name)(dim, "cg")()  # imports and compiles
     task = Task(a.users, a.items, a.cells, a.threads)
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what drawing the matrix took
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = status("VmRSS")
     iterate = getattr(task, name)(dim, "cg")
