@@ -25,14 +25,32 @@ MEANING = {
     "k": "how many items, at most the catalogue; 0 returns none",
     "candidates": "ids to score; an unknown or absent one scores 0",
     "item": "id of the item; an unknown one has no neighbours",
+    "weights": "the confidence of each of `history`, 0 or more; an absent one is 1, any other is refused",
 }
-LETTERS = {**dict.fromkeys(MEANING, "[B]"), "history": "[B, L]", "exclude": "[B, E]", "candidates": "[B, C]"}
+LETTERS = {
+    **dict.fromkeys(MEANING, "[B]"),
+    **{"history": "[B, L]", "exclude": "[B, E]", "candidates": "[B, C]", "weights": "[B, L]"},
+    **{"count": "[B]", "contributions": "[B, L]"},
+}
+"""The shape of an input or output; an output that isn't named here is `[B, C]` of `rank`, else `[B, M]`."""
+FOLDED = "ids of what was watched, in any order; unknown ids say nothing, a repeated one is one item"
+OWN_MEANING = {
+    "similar_users": {
+        "user": "id of the user; an unknown one has no neighbours",
+        "k": "how many users; 0 returns none",
+    },
+    "fold_in": {"history": f"{FOLDED}, whose weights are added up"},
+    "explain": {"history": FOLDED, "item": "id of the item whose score is explained; an unknown one has zeros"},
+}
+"""What an input means in one signature, where it isn't the usual."""
 OUTPUT = {
     "items": 'ids, best first; `""` past `count`',
-    "scores": "the higher the better; 0 where there is no item",
+    "users": 'ids, best first; `""` past `count`',
+    "scores": "the higher the better; 0 where there is none",
     "sources": "the sources that proposed the item, best rank first, joined by `+`; `popularity` where there is no "
     "history; the first source for what none proposed",
-    "count": "how many items the row has",
+    "count": "how many of them the row has",
+    "contributions": "what each of `history` adds to the item's score; 0 where padded, unknown or repeated",
     "expected_watch_time": "seconds, E[T]; 0 where there is no item, −1 past the shortlist and without any history",
 }
 SCORES = {
@@ -43,6 +61,12 @@ SCORES = {
     "rank": "`scores` are the ranker's odds, each candidate seen as a member of the request's own shortlist: one that "
     "is on it scores as in `recommend`. Without any history they are the recent popularity.",
     "similar_items": "`scores` are the cosines of the items' vectors.",
+    "similar_users": "`scores` are the cosines of the users' trained factors. A user without a positive when WALS was "
+    "trained has no neighbours, and is none.",
+    "fold_in": "WALS alone, for a user whom nobody knows: `scores` are u·v with the exact factors u of a user who has "
+    "just this history. Items of the history are not returned; without a known one of a weight above 0 none is.",
+    "explain": "Hu, Koren and Volinsky's explanation: the `contributions` add up to the score that `fold_in` gives the "
+    "item for this history, with all weights 1.",
 }
 
 
@@ -106,7 +130,22 @@ def recorded_inputs(
             {"item": [r["item"] for r in group], "k": [r["k"] for r in group]}
             for group in [*([r] for r in of_items), [r for r in of_items if r["k"] <= 50]]
         ],
+        "similar_users": [{name: _short(group, "k")[name] for name in ("user", "k")} for group in groups],
+        "fold_in": [_weighed(_short(group, "k")) for group in groups],
+        "explain": [
+            {
+                "history": _short(group)["history"],
+                "item": [offered[n % len(offered)] for n in range(at, at + len(group))],
+            }
+            for at, group in enumerate(groups)
+        ],
     }
+
+
+def _weighed(short: dict[str, Any]) -> dict[str, Any]:
+    """`fold_in`'s inputs of a short form: weights that are said, 0 among them, and one that is absent."""
+    weights = [[(1.0, 0.0, 2.5, -1.0)[at % 4] for at in range(len(line))] for line in short["history"]]
+    return {"history": short["history"], "weights": weights, "k": short["k"]}
 
 
 def _short(group: Sequence[Request], *further: str) -> dict[str, Any]:
@@ -174,10 +213,11 @@ def describe_signatures(
         inputs, outputs = function.structured_input_signature[1], function.structured_outputs
         for n in sorted(inputs, key=lambda n: [*MEANING, n].index(n)):
             kind = f"{inputs[n].dtype.name} {LETTERS.get(n, '[B]')}"
-            lines.append(f"| `{n}` | {kind} | {_meaning(n)} | {defaults.get(n, 'none')} |")
+            meaning = OWN_MEANING.get(signature, {}).get(n) or _meaning(n)
+            lines.append(f"| `{n}` | {kind} | {meaning} | {defaults.get(n, 'none')} |")
         lines += table("output", "type", "meaning")
         for n in sorted(outputs, key=list(OUTPUT).index):
-            letters = "[B]" if n == "count" else "[B, C]" if signature == "rank" else "[B, M]"
+            letters = LETTERS.get(n, "[B, C]" if signature == "rank" else "[B, M]")
             lines.append(f"| `{n}` | {outputs[n].dtype.name} {letters} | {OUTPUT[n]} |")
     lines += ["", "## Features of an example", "", "Each may be left out; any other is ignored."]
     lines += table("feature", "type", "meaning", "default")

@@ -147,8 +147,9 @@ class Model(Artifact):
 
     - `model.keras`: the model with its constructor's arguments; needs shortlist to load.
     - `serving/`: a SavedModel of its functions on encoded tensors; needs nothing but TensorFlow. A retriever has
-      `score_items(query)` and, when its score is a dot product, `embed_query(query)` and `item_vectors()`; a ranker
-      has `score(features, items, history)` → `odds`, `watch` and `expected`.
+      `score_items(query)` and, when its score is a dot product, `embed_query(query)` and `item_vectors()`; WALS also
+      `fold_in_history(history, weights)`, `explain_history(history, item)` and `user_vectors()`; a ranker has
+      `score(features, items, history)` → `odds`, `watch` and `expected`.
     - `items.txt`: of a ranker with a table of items, its own vocabulary of them.
     - `model.json`: `{"model", "config", "trained_on": [splits], "history": {metric: [value an epoch]}, "notes": [..]}`.
     - `logs/`: TensorBoard.

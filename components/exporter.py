@@ -107,7 +107,7 @@ class Exporter(Component):
         signatures = tf.saved_model.load(str(out / "saved_model")).signatures
         features = servable.example_features
         defaults = {
-            **dict.fromkeys([*features, "candidates", "item"], "absent"),
+            **dict.fromkeys([*features, "candidates", "item", "weights"], "absent"),
             "time": f"{newest}, the newest of the data",
             "k": str(self.config.default_k),
         }

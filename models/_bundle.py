@@ -8,18 +8,27 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, OOV, RankingQuery, masked_top_k
+from shortlist.models._bundle_wals import WALSSignatures
+from shortlist.models._requests import (
+    ABSENT,
+    CANDIDATES,
+    EXCLUDE,
+    HISTORY,
+    ITEM,
+    TIME,
+    USER,
+    K,
+    absent,
+    as_wide,
+    best_rows,
+    counts,
+    same_batch,
+    width_of,
+)
 from shortlist.models._shortlist import Proposals, Shortlist
 from shortlist.models._transform import IdLookup, RequestReader
 
-ABSENT = -1  # a number that was not given; text that was not given is ""
 FALLBACK = "popularity"
-
-USER = tf.TensorSpec([None], tf.string, "user")
-HISTORY = tf.TensorSpec([None, None], tf.string, "history")
-EXCLUDE = tf.TensorSpec([None, None], tf.string, "exclude")
-TIME = tf.TensorSpec([None], tf.int64, "time")
-K = tf.TensorSpec([None], tf.int32, "k")
-CANDIDATES = tf.TensorSpec([None, None], tf.string, "candidates")
 WEIGHTS = {"watch_time": "history_watch_time", "rating": "history_rating"}
 """The feature of an example that says what each of its history weighs."""
 
@@ -112,14 +121,18 @@ class Servable(tf.Module):
         names = [name for name in shortlist.sources if name in shortlist.features.vectors]
         if names:
             self.vectors = shortlist.features.vectors[names[0]]  # [I, D], of length 1
-            spec = [tf.TensorSpec([None], tf.string, "item"), K]
-            self.similar_items = tf.function(self._similar_items, input_signature=spec, autograph=False)
+            self.similar_items = tf.function(self._similar_items, input_signature=[ITEM, K], autograph=False)
+        folding = [source for source in shortlist.sources.values() if hasattr(source, "retriever")]
+        folding = [source.retriever for source in folding if hasattr(source.retriever, "fold_in_history")]
+        if folding:
+            self.wals = WALSSignatures(folding[0], self.item_rows, self.user_rows, self.item_ids, user_file, default_k)
 
     @property
     def interface(self) -> dict[str, Callable[..., Any]]:
         """The functions to be saved as signatures, by name."""
         names = ("serving_default", "recommend", "retrieve", "rank", "similar_items")
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return own | (self.wals.interface if hasattr(self, "wals") else {})
 
     def _parts(self) -> dict[str, tuple[Any, tf.TensorSpec]]:
         """What a request may say: how an example holds it, and the tensor that it becomes."""
@@ -154,7 +167,7 @@ class Servable(tf.Module):
         for name, value in given.items():
             beside = name.partition("_")[0]
             if beside in ("history", "impressions") and name != beside:
-                given[name] = _as_wide(value, tf.shape(given[beside])[1])
+                given[name] = as_wide(value, tf.shape(given[beside])[1])
         given["k"] = tf.cast(tf.clip_by_value(given["k"], tf.int32.min, tf.int32.max), tf.int32)
         return self._recommended(given)
 
@@ -172,7 +185,7 @@ class Servable(tf.Module):
     def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         candidates = given["candidates"]
-        _same_batch(given["user"], candidates=candidates)
+        same_batch(given["user"], candidates=candidates)
         request = self._request(self._completed(given))
         proposals = self.shortlist.propose(request.query, request.exclude)
         rows = self.item_rows(candidates)  # [B, C]
@@ -184,20 +197,15 @@ class Servable(tf.Module):
         return answer
 
     def _similar_items(self, item: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
-        _same_batch(item, k=k)
+        same_batch(item, k=k)
         rows = self.item_rows(item)
         k = self._counts(k) * tf.cast(rows >= FIRST_ID, tf.int32)
         cosine = tf.linalg.matmul(tf.gather(self.vectors, rows), self.vectors, transpose_b=True)  # [B, I]
-        items, scores = masked_top_k(cosine, _widest(k), rows[:, tf.newaxis])  # [B, M]
-        shown = (items >= FIRST_ID) & (tf.range(_widest(k)) < k[:, tf.newaxis])
-        return {
-            "items": tf.gather(self.item_ids, tf.where(shown, items, 0)),
-            "scores": tf.where(shown, scores, 0.0),
-            "count": tf.reduce_sum(tf.cast(shown, tf.int32), axis=1),
-        }
+        items, answer = best_rows(cosine, k, rows[:, tf.newaxis])
+        return {"items": tf.gather(self.item_ids, items), **answer}
 
     def _counts(self, k: tf.Tensor) -> tf.Tensor:
-        return tf.clip_by_value(tf.where(k == ABSENT, self.default_k, k), 0, self.item_ids.shape[0] - FIRST_ID)
+        return counts(k, self.default_k, self.item_ids.shape[0])
 
     def _completed(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """A request of a short form, with all that it doesn't say."""
@@ -205,12 +213,12 @@ class Servable(tf.Module):
         completed = {}
         for name, (_, spec) in self._parts().items():
             like = user if spec.shape.rank == 1 else history if name.startswith("history") else history[:, :0]
-            completed[name] = given[name] if name in given else _absent(like, spec.dtype)
+            completed[name] = given[name] if name in given else absent(like, spec.dtype)
         return completed
 
     def _request(self, given: Mapping[str, tf.Tensor]) -> Request:
         user, history, time = given["user"], given["history"], given["time"]
-        _same_batch(user, **{name: value for name, value in given.items() if name != "user"})
+        same_batch(user, **{name: value for name, value in given.items() if name != "user"})
         users = tf.maximum(self.user_rows(user), OOV)
         time = tf.where(time == ABSENT, tf.constant(self.now, tf.int64), time)
         own = self.item_rows(history)  # [B, L]
@@ -230,7 +238,7 @@ class Servable(tf.Module):
         keep = tf.concat([used, own >= FIRST_ID], axis=1)
         rows = tf.concat([stored, own], axis=1)
         stamps = tf.concat([stamp, own_time], axis=1)
-        own_weight = given[self.weight_name] if self.weight_name else _absent(history, tf.float32)
+        own_weight = given[self.weight_name] if self.weight_name else absent(history, tf.float32)
         weights = tf.concat([tf.gather(self.stored_weight, position), own_weight], axis=1)
         query = {
             "user": users,
@@ -285,7 +293,7 @@ class Servable(tf.Module):
         key, order = tf.math.top_k(tf.where(items >= FIRST_ID, key, -np.inf), size)
         best = tf.gather(items, order, batch_dims=1)
         length = tf.reduce_sum(tf.cast(best >= FIRST_ID, tf.int32), axis=1, keepdims=True)  # [B, 1]
-        widest = _widest(request.k)
+        widest = width_of(request.k)
 
         def following() -> tf.Tensor:
             return masked_top_k(self.shortlist.order(proposals), widest, tf.concat([request.exclude, best], axis=1))[0]
@@ -326,24 +334,3 @@ class Servable(tf.Module):
         plus = tf.constant(["", *["+"] * (len(self.shortlist.sources) - 1)])
         text = tf.strings.reduce_join(tf.where(proposed, plus + tf.gather(names, order), ""), axis=-1)
         return tf.where(proposed[..., 0], text, names[0])
-
-
-def _absent(like: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    return tf.fill(tf.shape(like), tf.constant("" if dtype == tf.string else ABSENT, dtype))
-
-
-def _as_wide(values: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """`values` `[B, V]`, cut or filled up to `[B, width]`."""
-    lacking = [[0, 0], [0, tf.maximum(width - tf.shape(values)[1], 0)]]
-    return tf.pad(values, lacking, constant_values=tf.constant(ABSENT, values.dtype))[:, :width]
-
-
-def _widest(k: tf.Tensor) -> tf.Tensor:
-    return tf.maximum(tf.reduce_max(k), 1)
-
-
-def _same_batch(first: tf.Tensor, **others: tf.Tensor) -> None:
-    for name, value in others.items():
-        tf.debugging.assert_equal(
-            tf.shape(value)[0], tf.shape(first)[0], f"`{name}` must have one row a request, as many as the first input."
-        )

@@ -34,6 +34,25 @@ class IdLookup(tf.keras.layers.Layer):
         return tf.where(inputs == "", PAD, rows)
 
 
+class IdNames(tf.keras.layers.Layer):
+    """The way back from `IdLookup`: table rows to ids, "" for the reserved ones.
+
+    Args:
+      vocabulary_file: as there.
+
+    Call: int32 `[...]` → string `[...]`.
+    """
+
+    def __init__(self, vocabulary_file: str):
+        super().__init__()
+        index = tf.lookup.TextFileIndex
+        lines = tf.lookup.TextFileInitializer(vocabulary_file, tf.int64, index.LINE_NUMBER, tf.string, index.WHOLE_LINE)
+        self.table = tf.lookup.StaticHashTable(lines, "")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.table.lookup(tf.cast(inputs, tf.int64) - FIRST_ID)
+
+
 class Buckets(tf.keras.layers.Layer):
     """Years to buckets: 0 where the year is 0 (unknown), else 1 + the number of boundaries up to it.
 

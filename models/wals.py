@@ -10,7 +10,7 @@ from shortlist import ShortlistError
 from shortlist.models import _als_graph
 from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
 from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._closed_form import ClosedForm
+from shortlist.models._fold_in import FoldsIn
 from shortlist.models._wals import PaddedRows, gramian, read_new_rows, read_sides, require_rows
 
 Side = Literal["users", "items"]
@@ -22,7 +22,7 @@ _MATRIX = tf.TensorSpec([None, None], tf.float32)
 
 
 @register("wals")
-class WALS(ClosedForm):
+class WALS(FoldsIn):
     """Factorizes a users × items matrix, its empty cells included, by alternating least squares.
 
     Minimizes Σ_obs c_ui (a_ui − u·v)² + w0 Σ_unobs (u·v)² + λ Σ_u n_u^ν |u|² + λ Σ_i n_i^ν |v|², with n a row's number

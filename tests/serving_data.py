@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,13 @@ from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.exporter import Exporter
 from shortlist.components.pipeline import Component, Pipeline
 from shortlist.components.retrieval_index import RetrievalIndex
+from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform, TransformConfig
 from shortlist.models._base import query_spec
 from shortlist.models.item_knn import ItemKNN
 from shortlist.models.two_tower import TwoTower
 from shortlist.models.weighted_logistic import WeightedLogistic
+from shortlist.trainers import wals
 
 ITEMS = [f"{name}-{n}" for n in range(10) for name in ("Ärger", "映画")]
 SHARES = {"train": 8, "rank_train": 3, "validation": 2, "test": 2}
@@ -112,21 +116,22 @@ class Ranker(Component):
         (out / "model.json").write_text(json.dumps({"notes": [], "expected_watch_time": None}))
 
 
-def build(workdir: Path, refit: bool = False) -> dict[str, Artifact]:
-    """Runs the pipeline; `refit` exports sources that know every split."""
+def build(
+    workdir: Path, refit: bool = False, quota: Mapping[str, int] = MappingProxyType({"two_tower": 5, "item_knn": 6})
+) -> dict[str, Artifact]:
+    """Runs the pipeline; `refit` exports sources that know every split, `quota` names the sources."""
     pipeline = Pipeline(workdir)
     given = pipeline.add(Given())
 
     def sources(fit_on: str) -> tuple[Any, dict[str, Any]]:
         encoded = pipeline.add(Transform(TransformConfig(fit_on=fit_on), fit_on), given)
-        models = {
-            name: pipeline.add(Retriever(None, f"{name}_{fit_on}"), encoded) for name in ("two_tower", "item_knn")
-        }
+        train = {"wals": Trainer(wals.Config(embedding_dim=4, epochs=3), "wals", "shortlist.trainers.wals:train")}
+        models = {name: pipeline.add(train.get(name) or Retriever(None, f"{name}_{fit_on}"), encoded) for name in quota}
         indexes = {n: pipeline.add(RetrievalIndex(f"{n}_{fit_on}"), model, encoded) for n, model in models.items()}
         return encoded, indexes
 
     encoded, found = sources("train")
-    config = ShortlistConfig(size=9, quota={"two_tower": 5, "item_knn": 6}, history_length=6)
+    config = ShortlistConfig(size=9, quota=dict(quota), history_length=6)
     candidates = pipeline.add(CandidateGenerator(config), encoded, found)
     ranker = pipeline.add(Ranker(), encoded, candidates)
     if refit:

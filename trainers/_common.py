@@ -211,9 +211,14 @@ def validate_retriever(model: Any, data: EncodedData, name: str, patience: int) 
 def serving(model: Any, data: EncodedData) -> tf.Module:
     """What of a retriever is saved for serving: its functions and variables, without its class."""
     spec = query_spec(data.kinds)
-    functions = {"score_items": [spec]}
+    functions: dict[str, list[Any]] = {"score_items": [spec]}
     if hasattr(model, "item_vectors"):
         functions |= {"embed_query": [spec], "item_vectors": []}
+    if hasattr(model, "fold_in_history"):
+        history = tf.TensorSpec([None, None], tf.int32, "history")
+        functions["fold_in_history"] = [history, tf.TensorSpec([None, None], tf.float32, "weights")]
+        functions["explain_history"] = [history, tf.TensorSpec([None], tf.int32, "item")]
+        functions["user_vectors"] = []
     return served({name: (getattr(model, name), spec) for name, spec in functions.items()}, model)
 
 

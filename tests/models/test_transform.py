@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tables import Encoded, columns, encode, row, write_splits
 
 from shortlist.components._queries import EncodedData
-from shortlist.models._transform import IdLookup, TransformLayers
+from shortlist.models._transform import IdLookup, IdNames, TransformLayers
 
 
 def layers(encoded: Encoded) -> TransformLayers:
@@ -85,3 +85,14 @@ def test_without_years_and_times_the_layers_answer_still(tmp_path: Path) -> None
     found = layers(encoded)
     assert found.time is None
     np.testing.assert_array_equal(found.year(tf.constant([0, 1999])), [0, 1])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(ids, min_size=1, max_size=8, unique=True))
+def test_names_are_the_way_back(tmp_path_factory, own: list[str]) -> None:
+    file = tmp_path_factory.mktemp("t") / "ids.txt"
+    file.write_bytes("".join(f"{i}\n" for i in own).encode())
+    rows, names = IdLookup(str(file)), IdNames(str(file))
+    asked = tf.constant([["", *own]])
+    np.testing.assert_array_equal(names(rows(asked)), asked)
+    assert names(tf.constant([0, 1, len(own) + 2, -1])).numpy().tolist() == [b""] * 4
