@@ -16,15 +16,27 @@ def table(layer: tf.keras.layers.Layer, name: str, rows: int, dim: int, initiali
     return layer.add_weight(name, (rows, dim), tf.float32, initializer)
 
 
-def mean_of_known(table: tf.Variable, rows: tf.Tensor, weight: tf.Tensor | None = None) -> tf.Tensor:
-    """The mean embedding `[N, D]` of the rows int `[N, T]` that are neither padding nor unknown; 0 where none is.
+def weighted_sum(table: tf.Variable, rows: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """Σ_t weight[n, t] · table[rows[n, t]], float32 `[N, D]`, of rows int and weights float32 `[N, T]`.
 
-    `weight` float32 `[N, T]` makes it a weighted mean.
+    A sparse product with the different rows that have a weight: several times faster than to gather `[N, T, D]`, and
+    its gradient has each row once.
     """
-    mask = tf.cast(rows >= FIRST_ID, tf.float32)
-    mask = mask if weight is None else mask * weight
-    total = tf.reduce_sum(mask, axis=1, keepdims=True)
-    return tf.math.divide_no_nan(tf.einsum("nt,ntd->nd", mask, tf.gather(table, rows)), total)
+    place = tf.where(weight != 0)  # [P, 2]
+    used, column = tf.unique(tf.gather_nd(rows, place), tf.int64)
+    shape = [tf.shape(rows, tf.int64)[0], tf.size(used, tf.int64)]
+    weights = tf.SparseTensor(tf.stack([place[:, 0], column], axis=1), tf.gather_nd(weight, place), shape)  # [N, used]
+    return tf.sparse.sparse_dense_matmul(weights, tf.gather(table, used))
+
+
+def mean_of_known(table: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    """The mean embedding `[N, D]` of the rows int `[N, T]` that are neither padding nor unknown; 0 where none is."""
+    return weighted_sum(table, rows, shares(tf.cast(rows >= FIRST_ID, tf.float32)))
+
+
+def shares(weight: tf.Tensor) -> tf.Tensor:
+    """The weights `[N, T]` over their sum; 0 where all are."""
+    return tf.math.divide_no_nan(weight, tf.reduce_sum(weight, axis=1, keepdims=True))
 
 
 @tf.keras.utils.register_keras_serializable("shortlist")
@@ -92,10 +104,11 @@ class ItemContent(tf.keras.layers.Layer):
             what = f"[I, T] rows below {self.num_title_tokens:,} for {self.num_items:,} items, T = {self.title_length}"
             shape = (self.num_items, self.title_length)
             self.titles.assign(_rows("titles", titles, shape, self.num_title_tokens, what))
-        for name, size in self.categories if categories is not None else ():
-            require(name in categories, "`categories` must hold every column of the model.", missing=name)
-            what = f"a row below {size:,} for each of the {self.num_items:,} items"
-            self.columns[name].assign(_rows(name, categories[name], (self.num_items,), size, what))
+        for name, size in self.categories:
+            if categories is not None:
+                require(name in categories, "`categories` must hold every column of the model.", missing=name)
+                what = f"a row below {size:,} for each of the {self.num_items:,} items"
+                self.columns[name].assign(_rows(name, categories[name], (self.num_items,), size, what))
 
     def call(self, items: tf.Tensor) -> tf.Tensor:
         parts = []

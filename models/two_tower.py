@@ -10,7 +10,7 @@ import tensorflow_recommenders as tfrs
 
 from shortlist.models._base import FIRST_ID, Query, register
 from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._item_content import ItemContent, mean_of_known, table
+from shortlist.models._item_content import ItemContent, mean_of_known, shares, table, weighted_sum
 from shortlist.models._layers import QuantileNormalization, last_n, powers
 from shortlist.models._negatives import CatalogueSoftmax
 
@@ -21,9 +21,10 @@ Categories = Mapping[str, int] | Iterable[tuple[str, int]]
 class TwoTower(tfrs.Model):
     """Two-tower softmax: the next watched item out of all, given the last ones.
 
-    ψ(x) = tower([mean of the last L watched items' embeddings, time of the request, user, categories, numbers, search
-    tokens, age of the example]), v_i = id + genres + year + mean of title tokens + categories, and
-    p(i | x) = softmax_i(ψ(x)·v_i / τ). How that is learned, over which negatives, is told in `CatalogueSoftmax`.
+    ψ(x) = tower([mean of the last L watched items' embeddings, mean of the last M, time of the request, user,
+    categories, numbers, search tokens, age of the example]), v_i = id + genres + year + mean of title tokens +
+    categories, and p(i | x) = softmax_i(ψ(x)·v_i / τ). How that is learned, over which negatives, is told in
+    `CatalogueSoftmax`.
     The loss is summed over the batch, not averaged: Adagrad's accumulator starts at 0.1, and the gradients of a mean
     would drown in it. The tower ends in a linear layer when it has hidden ones; without, its parts are added up.
 
@@ -36,6 +37,8 @@ class TwoTower(tfrs.Model):
       num_users: rows of the user table; 0 leaves the user out, so that new users are served like old ones.
       embedding_dim: D.
       history_length: L ≥ 1, watched items looked at.
+      long_history_length: M > L adds the mean of the last M, by the same table: what the user likes beside what he
+        is about to do. 0 leaves it out.
       hidden_units: widths of the ReLU layers before the last linear one.
       softmax, negatives, log_q, popularity_power, hard_share, hard_warmup, hard_refresh: the loss, see
         `CatalogueSoftmax` in models/_negatives.py.
@@ -44,8 +47,8 @@ class TwoTower(tfrs.Model):
         them, with x² and √x. Empty leaves it out.
       age_quantiles: seconds, ascending, as `time_quantiles` for `query["example_age"]`, by how much a training example
         is older than the newest; absent, as in serving, it is 0. Empty leaves it out.
-      recency_half_life: seconds after which a watched item counts half in the mean of the last L, seen from the newest
-        of them; 0 weighs all alike.
+      recency_half_life: seconds after which a watched item counts half in its mean, seen from the newest of them; 0
+        weighs all alike.
       categories: name and vocabulary size of each `query[name]` int32 `[B]`; rows 0 and 1, missing and unknown, add
         nothing.
       numbers: names of each `query[name]` float32 `[B]`, which enters like the time (`set_numbers` gives its
@@ -77,6 +80,7 @@ class TwoTower(tfrs.Model):
         num_users: int = 0,
         embedding_dim: int = 64,
         history_length: int = 10,
+        long_history_length: int = 0,
         hidden_units: tuple[int, ...] = (),
         softmax: str = "in_batch",
         negatives: int = 512,
@@ -110,6 +114,7 @@ class TwoTower(tfrs.Model):
             ("num_users", num_users, 0),
             ("embedding_dim", embedding_dim, 1),
             ("history_length", history_length, 1),
+            ("long_history_length", long_history_length, 0),
             *(("hidden_units", units, 1) for units in hidden_units),
             ("num_tokens", num_tokens, 0),
             ("num_genres", num_genres, 0),
@@ -120,6 +125,9 @@ class TwoTower(tfrs.Model):
             *((f"item_categories.{name}", size, 1) for name, size in self.item_categories),
         ):
             require_integer(name, value, low)
+        rule = "`long_history_length` must be 0 or above `history_length`."
+        fits = long_history_length == 0 or long_history_length > history_length
+        require(fits, rule, long_history_length=long_history_length, history_length=history_length)
         require(temperature > 0, "`temperature` must be above 0.", temperature=temperature)
         for name, share in (("dropout", dropout), ("id_dropout", id_dropout)):
             require(0 <= share < 1, f"`{name}` must be in [0, 1).", **{name: share})
@@ -127,7 +135,8 @@ class TwoTower(tfrs.Model):
             ascending = len(quantiles) != 1 and bool(np.all(np.diff(quantiles) >= 0))
             require(ascending, f"`{name}` must be empty or at least two ascending numbers.", **{name: quantiles})
         self.num_items, self.num_users, self.embedding_dim = num_items, num_users, embedding_dim
-        self.history_length, self.hidden_units, self.softmax = history_length, tuple(hidden_units), softmax
+        self.history_length, self.long_history_length = history_length, long_history_length
+        self.hidden_units, self.softmax = tuple(hidden_units), softmax
         self.negatives, self.log_q, self.popularity_power = negatives, log_q, popularity_power
         self.hard_share, self.hard_warmup, self.hard_refresh = hard_share, hard_warmup, hard_refresh
         self.temperature = temperature
@@ -150,7 +159,7 @@ class TwoTower(tfrs.Model):
         self.quantiles = QuantileNormalization(len(self.numbers)) if self.numbers else None
         self.number_table = table(self, "number_table", 3 * len(self.numbers), dim, "zeros") if self.numbers else None
         self.token_table = table(self, "token_table", num_tokens, dim) if num_tokens else None
-        optional = (num_users, self.time_quantiles, self.age_quantiles, self.numbers, num_tokens)
+        optional = (long_history_length, num_users, self.time_quantiles, self.age_quantiles, self.numbers, num_tokens)
         parts = 1 + sum(map(bool, optional)) + len(self.categories)
         self.tower = [tf.keras.layers.Dense(units, "relu") for units in self.hidden_units]
         if self.tower:
@@ -198,8 +207,9 @@ class TwoTower(tfrs.Model):
             self.content.assign(genres, years, titles, categories)
 
     def set_numbers(self, values: np.ndarray) -> None:
-        """Fits the quantiles of `numbers` to `values`, float `[M, F]`; NaN is left out."""
-        self.quantiles.adapt(values)
+        """Fits the quantiles of `numbers` to `values`, float `[M, F]`; NaN is left out, and without `numbers` all."""
+        if self.quantiles is not None:
+            self.quantiles.adapt(values)
 
     def set_label_counts(self, counts: np.ndarray) -> None:
         """Sets log Q from `counts` `[I]`, how often each item is a label. One that never is has its content alone."""
@@ -208,7 +218,7 @@ class TwoTower(tfrs.Model):
 
     def embed_query(self, query: Query, training: bool = False) -> tf.Tensor:
         """ψ / τ, float32 `[B, D]`."""
-        parts = [self._watched(query, training)]
+        parts = self._watched(query, training)
         if self.time is not None:
             parts.append(tf.linalg.matmul(powers(self.time(query["time"][:, tf.newaxis])), self.time_table))
         if self.user_table is not None:
@@ -231,19 +241,27 @@ class TwoTower(tfrs.Model):
         psi = tf.math.l2_normalize(psi, axis=1) if self.normalize else psi
         return psi / self.temperature
 
-    def _watched(self, query: Query, training: bool) -> tf.Tensor:
-        """The mean embedding of the last L watched items, `[B, D]`."""
-        if not self.recency_half_life:
-            (history,) = last_n(query["history"], self.history_length)  # [B, L]
-            weight = tf.ones(tf.shape(history))
-        else:
-            history, times = last_n(query["history"], self.history_length, query["history_time"])
-            times = tf.where(history >= FIRST_ID, times, 0)
+    def _watched(self, query: Query, training: bool) -> list[tf.Tensor]:
+        """The mean embeddings of the last L watched items, and of the longer history, `[B, D]` each."""
+        length = max(self.history_length, self.long_history_length)
+        if self.recency_half_life:
+            history, times = last_n(query["history"], length, query["history_time"])  # [B, length]
+            known = history >= FIRST_ID
+            times = tf.where(known, times, 0)
             behind = tf.cast(tf.reduce_max(times, axis=1, keepdims=True) - times, tf.float32)
-            weight = tf.exp(behind * (-np.log(2) / self.recency_half_life))
+            weight = tf.where(known, tf.exp(behind * (-np.log(2) / self.recency_half_life)), 0.0)
+        else:
+            (history,) = last_n(query["history"], length)
+            weight = tf.cast(history >= FIRST_ID, tf.float32)
         if training and self.dropout:
             weight *= tf.cast(tf.random.uniform(tf.shape(history)) >= self.dropout, tf.float32)
-        return mean_of_known(self.history_table, history, weight)
+        means = [shares(weight)]
+        if self.long_history_length:
+            watched = tf.reduce_sum(tf.cast(history != 0, tf.int32), axis=1, keepdims=True)
+            means.append(shares(tf.where(tf.range(length) >= watched - self.history_length, weight, 0.0)))
+        if not self.tower:
+            means = [tf.add_n(means)]
+        return [weighted_sum(self.history_table, history, mean) for mean in means]
 
     def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
         """v, float32 `[N, D]`, of item rows int `[N]`."""

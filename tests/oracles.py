@@ -207,7 +207,7 @@ def quantile_share(bounds, value):
     return (below - 1 + (value - bounds[below - 1]) / (bounds[below] - bounds[below - 1])) / last
 
 
-def two_tower_queries(w, query, length, temperature=1.0, normalize=False, half_life=0.0):
+def two_tower_queries(w, query, length, temperature=1.0, normalize=False, half_life=0.0, long=0):
     """One query vector a row; `w` maps a weight's name to its array, `w["tower"]` is a list of (kernel, bias),
     `w["categories"]` a table by name, `w["numbers"]` the quantiles by name."""
 
@@ -221,10 +221,12 @@ def two_tower_queries(w, query, length, temperature=1.0, normalize=False, half_l
 
     vectors = []
     for row, history in enumerate(query["history"]):
-        watched = [(i, t) for i, t in zip(history, query["history_time"][row], strict=True) if i != 0][-length:]
-        newest = max((t for i, t in watched if i >= 2), default=0)
-        decay = [0.5 ** ((newest - t) / half_life) if half_life else 1.0 for _, t in watched]
-        parts = [mean(w["history_table"], [i for i, _ in watched], decay)]
+        watched = [(i, t) for i, t in zip(history, query["history_time"][row], strict=True) if i != 0]
+        parts = []
+        newest = max((t for i, t in watched[-max(long, length) :] if i >= 2), default=0)
+        for part in [watched[-long:], watched[-length:]] if long else [watched[-length:]]:
+            decay = [0.5 ** ((newest - t) / half_life) if half_life else 1.0 for _, t in part]
+            parts.append(mean(w["history_table"], [i for i, _ in part], decay))
         if "time_table" in w:
             parts.append(of_numbers(w["time_table"], [quantile_share(w["time_quantiles"], float(query["time"][row]))]))
         if "user_table" in w:

@@ -44,6 +44,7 @@ class Config(EpochsConfig):
 
     embedding_dim: int = pydantic.Field(64, ge=1)
     history_length: int = pydantic.Field(10, ge=1)
+    long_history_length: int = pydantic.Field(0, ge=0)
     hidden_units: tuple[int, ...] = ()
     softmax: Literal["full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only"] = "in_batch"
     negatives: int = pydantic.Field(512, ge=1)
@@ -98,7 +99,8 @@ def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExam
     further = data.request(rows, np.arange(len(times))) if config.request else {}
     if config.example_age:
         further["example_age"] = (newest - np.minimum(times, newest)).astype(np.float32)
-    examples = NextItemExamples(rows, config.history_length, config.examples_per_user, further)
+    length = max(config.history_length, config.long_history_length)
+    examples = NextItemExamples(rows, length, config.examples_per_user, further)
     if not len(examples):
         raise ShortlistError(
             "`two_tower` learns what is watched next, and no user has two positives at different times. Give "
@@ -121,8 +123,24 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
     numbers, tokens = of_kind["number"], of_kind["tokens"]
     steps = steps_of(config, examples)
-    shared = ("embedding_dim", "history_length", "hidden_units", "softmax", "negatives", "log_q", "popularity_power")
-    shared += ("hard_share", "temperature", "recency_half_life", "shared_item_table", "normalize", "dropout")
+    shared: tuple[str, ...] = (
+        "embedding_dim",
+        "history_length",
+        "long_history_length",
+        "hidden_units",
+        "softmax",
+        "negatives",
+        "log_q",
+    )
+    shared += (
+        "popularity_power",
+        "hard_share",
+        "temperature",
+        "recency_half_life",
+        "shared_item_table",
+        "normalize",
+        "dropout",
+    )
     model = TwoTower(
         num_items=data.num_items,
         num_users=data.num_users if config.user_id else 0,

@@ -35,7 +35,8 @@ EVERYTHING = {
     "num_items": 8,
     "num_users": 4,
     "embedding_dim": 3,
-    "history_length": 3,
+    "history_length": 2,
+    "long_history_length": 4,
     "hidden_units": (5, 4),
     "temperature": 0.5,
     "time_quantiles": tuple(YEAR * t for t in (30.0, 33.0, 40.0, 50.0)),
@@ -58,6 +59,8 @@ KINDS = {
     "query": "tokens",
 }
 HISTORY_ALONE = {
+    "history_length": 3,
+    "long_history_length": 0,
     "num_users": 0,
     "hidden_units": (),
     "temperature": 1.0,
@@ -122,6 +125,11 @@ class TestTwoTower(TrainableContract):
         ({"num_users": -1}, "`num_users` must be an integer of at least 0. Received: num_users=-1."),
         ({"embedding_dim": 0}, "`embedding_dim` must be an integer of at least 1. Received: embedding_dim=0."),
         ({"history_length": 1.5}, "`history_length` must be an integer of at least 1. Received: history_length=1.5."),
+        (
+            {"long_history_length": 2},
+            "`long_history_length` must be 0 or above `history_length`. "
+            "Received: long_history_length=2, history_length=2.",
+        ),
         ({"hidden_units": (8, 0)}, "`hidden_units` must be an integer of at least 1. Received: hidden_units=0."),
         (
             {"softmax": "adaptive"},
@@ -200,6 +208,7 @@ class TestTwoTowerFull(TestTwoTower):
     [
         {},
         {"hidden_units": ()},
+        {"hidden_units": (), "long_history_length": 4, "history_length": 3, "recency_half_life": 0.0},
         {"normalize": True, "num_years": 0, "recency_half_life": 0.0, "numbers": ()},
         {"shared_item_table": True, "hidden_units": (), "normalize": True, "num_genres": 0, "categories": ()},
         {**HISTORY_ALONE, **NO_CONTENT, "history_length": 50, "temperature": 0.5},
@@ -208,7 +217,7 @@ class TestTwoTowerFull(TestTwoTower):
 def test_forward_equals_numpy(arguments: dict[str, Any]) -> None:
     model = made(**arguments)
     w, normalize = weights(model), arguments.get("normalize", False)
-    more = (model.history_length, 0.5, normalize, model.recency_half_life)
+    more = (model.history_length, 0.5, normalize, model.recency_half_life, model.long_history_length)
     psi, items = oracles.two_tower_queries(w, QUERY, *more), oracles.two_tower_items(w, normalize)
     np.testing.assert_allclose(model.embed_query(tensors()), psi, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(model.item_vectors(), items, rtol=1e-5, atol=1e-6)
