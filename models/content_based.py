@@ -87,8 +87,8 @@ class ContentBased(tfrs.Model):
         self.content = self.add_weight("content", (num_items, num_features), **constant)
         if form == "network":
             width = self.hidden_units[-1]
-            self.bucket = self.add_weight("bucket", (num_items,), dtype=tf.int32, **constant) if hash_buckets else None
             if hash_buckets:
+                self.bucket = self.add_weight("bucket", (num_items,), dtype=tf.int32, **constant)
                 self.id_table = self.add_weight("id_table", (hash_buckets + 1, embedding_dim), initializer="uniform")
             self.tower = [tf.keras.layers.Dense(units, "relu") for units in self.hidden_units]
             size = num_features + (embedding_dim if hash_buckets else 0)
@@ -145,7 +145,7 @@ class ContentBased(tfrs.Model):
         mean = tf.linalg.matvec(tf.gather(self.content, history), weight, transpose_a=True)  # [B, F]
         if self.form == "profile":
             return tf.math.l2_normalize(mean, axis=1)
-        if self.bucket is not None:
+        if self.hash_buckets:
             rows = tf.gather(self.id_table, tf.gather(self.bucket, history))  # [B, L, E]
             mean = tf.concat([tf.linalg.matvec(rows, weight, transpose_a=True), mean], axis=1)
         for layer in self.tower:

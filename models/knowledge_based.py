@@ -93,13 +93,14 @@ class KnowledgeBased(tf.keras.Model):
     ):
         super().__init__(**kwargs)
         self.num_items = require_integer("num_items", num_items, FIRST_ID + 1)
-        self.attributes = self._no_dependency({name: list(values) for name, values in attributes.items()})
+        columns = {name: list(values) for name, values in attributes.items()}
+        self.attributes: dict[str, list[str]] = self._no_dependency(columns)
         self.numbers = tuple(numbers)
         rule = "`attributes` must name at least one column, and at least one attribute of each."
         require(bool(attributes) and all(self.attributes.values()), rule, attributes=dict(attributes))
         every = [
             *(f"range:{name}" for name in reversed(self.numbers)),
-            *(f"{kind}:{name}" for kind in ("like", "refuse") for name in reversed(attributes)),
+            *(f"{kind}:{name}" for kind in ("like", "refuse") for name in reversed(self.attributes)),
         ]
         rule = f"`attributes` and `numbers` must make at most {MOST} constraints: two a column, one a number."
         require(len(every) <= MOST, rule, attributes=list(self.attributes), numbers=self.numbers)

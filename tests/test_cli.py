@@ -72,7 +72,7 @@ SETTINGS = [
     (["--set", "sources.wals=3"], "`sources.wals` must be a table of settings. Received: 3."),
     (["--set", "evaluation=3"], "`evaluation` must be a table of settings. Received: 3."),
     (["--set", "sources={}"], "`sources` of the configuration: Dictionary should have at least 1 item"),
-    (["--set", "sources.mine.model=nope"], "`model` must be one of ease, item_knn, popularity, two_tower, wals,"),
+    (["--set", "sources.mine.model=nope"], "`model` must be one of content_based, ease,"),
     (["--set", "ranker.model=wals"], "`ranker.model` must be weighted_logistic. Received: 'wals'."),
     (["--set", "sources.mine.model=weighted_logistic"], "`sources.mine.model` must be a retriever."),
     (["--set", "sources.popularity={}"], "`baselines.popularity` needs a name of its own"),
@@ -153,7 +153,8 @@ def test_a_setting_of_a_config_file_gives_way_to_set(tmp_path, log):
 
 
 def test_train_refuses_what_is_no_model_and_names_its_own_settings(tmp_path):
-    known = "`model` must be one of ease, item_knn, popularity, two_tower, wals, weighted_logistic. Received: 'nope'."
+    names = "content_based, ease, item_knn, knowledge_based, popularity, two_tower, wals, weighted_logistic"
+    known = f"`model` must be one of {names}. Received: 'nope'."
     assert known in refused("train", "nope", "--workdir", tmp_path / "run")
     line = refused("train", "weighted_logistic", "--workdir", tmp_path / "run", "--set", "epoks=3")
     assert "`epoks` is not a setting of weighted_logistic (weighted_logistic). Did you mean `epochs`?" in line

@@ -418,7 +418,8 @@ def test_patience_stops_early_and_keeps_the_best(tmp_path: Path, inputs: Any, mo
 @pytest.mark.parametrize("model", ["wals", "two_tower", RANKER])
 def test_patience_needs_a_validation(tmp_path: Path, inputs: Any, model: str) -> None:
     parts = fixed_models.random_parts(7, shares=(5, 3, 0, 2))
-    encoded = tables.encode(tables.write_splits(tmp_path / "s", parts))
+    items = [{"item": "item 00", "title": "A Title"}]
+    encoded = tables.encode(tables.write_splits(tmp_path / "s", parts, items))
     given = {**inputs, "encoded": encoded}
     with pytest.raises(
         ShortlistError, match=r"^`patience` needs a positive in validation to stop by\. .* Received: none"

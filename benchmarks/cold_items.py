@@ -1,0 +1,161 @@
+"""Items that nobody watched in training: does their content find them?
+
+A seventh of the items with at least three rows in `train` are cold: their rows are taken out of every part but `test`,
+while the catalogue keeps them. Of each model the figure is Recall@100 on `test` of the cold items alone, ranked among
+the whole catalogue with what was seen removed. Which items are cold is drawn anew with each seed; a user's figure is the
+mean of the seeds' in which a cold item is among what he watched.
+
+ours is a content-based model, peer a random order (its expected recall; the bar is 3 ×), or the nearest items to the
+last ten watched by genre alone (the bar: the paired 95 % interval over users lies above 0).
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+from _table import print_table, write_rows
+
+from shortlist import ShortlistError
+from shortlist.components._first_stage import retrieve
+from shortlist.components._progress import quiet
+from shortlist.components._queries import EncodedData, Queries, build_queries
+from shortlist.components.artifacts import Encoded
+from shortlist.components.metrics import bootstrap_means, ranking_metrics
+from shortlist.models._content import weighted_content
+from shortlist.models.content_based import ContentBased
+from shortlist.trainers import content_based
+from shortlist.trainers.two_stage import load_config, two_stage
+
+K, COLD, LEAST = 100, 7, 3
+FORMS = ("network", "profile")
+QUICK = {"seeds": [0], "forms": ["profile"]}
+
+
+def encode(source: str, archive: Path | None, folder: Path) -> Encoded:
+    given = {"data.source": source, "workdir": str(folder), **({"data.archive_dir": str(archive)} if archive else {})}
+    with quiet():
+        done = two_stage(load_config(None, given)).run(until=["Transform"])
+    return done["Transform"]
+
+
+def without(encoded: Encoded, cold: np.ndarray, folder: Path) -> EncodedData:
+    """The same data, but in every part except `test` without the rows of cold items, bool `[I]`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(encoded.uri, folder)
+    for name in ("train", "rank_train", "validation"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        pq.write_table(table.filter(pa.array(~cold[table["item"].to_numpy()])), folder / f"{name}.parquet")
+    return EncodedData(Encoded(folder, "cold"))
+
+
+def by_genre(data: EncodedData) -> ContentBased:
+    content = weighted_content({"genres": data.items["genres"]}, {})
+    model = ContentBased(*content.shape, form="profile")
+    model.set_content(content)
+    return model
+
+
+def recall(score: Any, queries: Queries, cold: np.ndarray) -> np.ndarray:
+    """Of the cold items of every user's targets; NaN where there is none."""
+    keep = cold[queries.targets.values]
+    offsets = np.concatenate([[0], np.cumsum(keep)])[queries.targets.offsets]
+    with quiet():
+        ranked = retrieve(score, queries, K, "cold")
+    return ranking_metrics(ranked, offsets, queries.targets.values[keep], (K,))[f"recall@{K}"]
+
+
+def of_seed(encoded: Encoded, seed: int, forms: list[str], folder: Path) -> dict[str, np.ndarray]:
+    """The figure of every user."""
+    data = EncodedData(encoded)
+    often = np.flatnonzero(np.bincount(data.rows("train")["item"], minlength=data.num_items) >= LEAST)
+    often = often[often >= 2]
+    cold = np.zeros(data.num_items, bool)
+    cold[np.random.default_rng(seed).choice(often, len(often) // COLD, replace=False)] = True
+    data = without(encoded, cold, folder / "encoded")
+    queries = build_queries(data, "test", of_all=True)
+    found = {"genres": recall(by_genre(data).score_items, queries, cold)}
+    left = data.num_items - 2 - np.diff(queries.seen.offsets)
+    found["random"] = np.where(np.isnan(found["genres"]), np.nan, np.minimum(K / left, 1))
+    for form in forms:
+        shutil.rmtree(folder / form, ignore_errors=True)
+        (folder / form).mkdir(parents=True)
+        config = content_based.Config(form=form, seed=seed, deterministic=False)
+        with quiet():
+            content_based.train(config, {"encoded": data.artifact}, folder / form)
+        served = tf.saved_model.load(str(folder / form / "serving"))
+        found[form] = recall(served.score_items, queries, cold)
+        print(f"seed {seed}, {form}: {np.nanmean(found[form]):.4f}", file=sys.stderr)
+    return found
+
+
+def row(source: str, form: str, peer_name: str, ours: np.ndarray, peer: np.ndarray) -> dict[str, Any]:
+    difference, low, high = (float(v[0]) for v in bootstrap_means((ours - peer)[:, np.newaxis], 2000, 0))
+    ratio = float(np.nanmean(ours) / np.nanmean(peer))
+    return {
+        "case": f"{source.removeprefix('tfds:')}, {form} against {peer_name}",
+        "ours": round(float(np.nanmean(ours)), 4),
+        "peer": round(float(np.nanmean(peer)), 4),
+        "ratio": round(ratio, 4),
+        "bar": 3.0 if peer_name == "random" else 1.0,
+        "ok": ratio >= 3 if peer_name == "random" else low > 0,
+        "difference": f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]",
+        "users": int((~np.isnan(ours)).sum()),
+    }
+
+
+def mean_of_seeds(values: list[np.ndarray]) -> np.ndarray:
+    """Over the seeds that have a figure, NaN where none has."""
+    table = np.stack(values)
+    count = (~np.isnan(table)).sum(axis=0)
+    return np.divide(np.nansum(table, axis=0), count, out=np.full(table.shape[1], np.nan), where=count > 0)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SOURCE", help="(demo)")
+    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help=f"of {', '.join(FORMS)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/cold_items"), help="(runs/cold_items)")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    a = parse(argv)
+    rows = []
+    try:
+        for source in a.data:
+            folder = a.workdir / source.replace(":", "-").replace("/", "-")
+            encoded = encode(source, a.archive_dir if source.startswith("tfds:") else None, folder)
+            found = [of_seed(encoded, seed, a.forms, folder / "cold") for seed in a.seeds]
+            figures = {name: mean_of_seeds([seed[name] for seed in found]) for name in found[0]}
+            for form in a.forms:
+                rows += [row(source, form, peer, figures[form], figures[peer]) for peer in ("random", "genres")]
+    except ShortlistError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if a.json:
+        write_rows(a.json, rows)
+    print(f"\nRecall@{K} of cold items on test; difference: paired, with its 95 % interval over users.\n")
+    print_table(rows, ["difference", "users"])
+    return 0 if all(r["ok"] for r in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
