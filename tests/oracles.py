@@ -899,3 +899,24 @@ def camf_loss(w, rows, l2_bias, l2_factors, l2_deviation, exponent, counts=None)
             if "context_table" in w:
                 loss += l2_deviation * share("context", c) * (w["context_table"][c] ** 2).sum()
     return loss
+def hybrid_scores(scores, by_query, by_item, bias, phi, theta):
+    """Σ_m (a_m + c_m(i)) z_m(i) + φ·θ_i + b_i of one request, z the arsinh of a base's standardized scores.
+
+    `scores` `[M, I]`, −inf for what a base leaves out; `by_query` a `[M]`; `by_item` c `[I, M]`; `bias` `[I]`; `phi`
+    `[D]`, `theta` `[I, D]`.
+    """
+    total = np.zeros(scores.shape[1])
+    for m, own in enumerate(scores):
+        kept = np.isfinite(own)
+        own = np.where(kept, own, own[kept].min() if kept.any() else 0.0)[2:]
+        deviation = own.std()
+        z = np.arcsinh((own - own.mean()) / deviation) if deviation > 0 else np.zeros(len(own))
+        total += (by_query[m] + by_item[:, m]) * np.concatenate([[0, 0], z])
+    return total + theta @ phi + bias
+
+
+def mean_softmax_loss(scores, targets, exclude):
+    """Mean −log p of a request's targets, p over the items from row 2 on without `exclude`."""
+    allowed = [i for i in range(2, len(scores)) if i not in set(exclude)]
+    total = np.log(sum(np.exp(scores[i]) for i in allowed))
+    return float(np.mean([total - scores[t] for t in targets]))

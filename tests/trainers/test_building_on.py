@@ -8,6 +8,7 @@ import fixed_models
 import numpy as np
 import pytest
 import small_run
+import tables
 import tensorflow as tf
 
 from shortlist import ShortlistError
@@ -17,7 +18,9 @@ from shortlist.components._queries import NO_TIME, EncodedData
 from shortlist.components.artifacts import Artifact, Model
 from shortlist.components.pipeline import Pipeline
 from shortlist.components.retrieval_index import RetrievalIndex
+from shortlist.trainers import hybrid
 from shortlist.trainers._common import TrainerConfig, latest, load
+from shortlist.trainers.hybrid import Examples
 from shortlist.trainers.tuning import SweepConfig, tune
 from shortlist.trainers.two_stage import load_config, retrieval_only, two_stage
 
@@ -68,9 +71,28 @@ def test_of_a_base_in_rungs_the_last_one_is_built_on() -> None:
     assert needs(p, "Trainer.near") == ["wals.epochs3"]
 
 
+def test_what_learns_from_rows_has_bases_that_were_trained_without_them() -> None:
+    p = two_stage(config(refit=True, **{"sources.both": {"model": "hybrid", "of": ["near", "ease"], "held_back": 0.3}}))
+    assert needs(p, "Trainer.both") == ["near.without0.3", "ease.without0.3"]
+    assert needs(p, "Trainer.near.without0.3") == ["wals.without0.3"]
+    assert needs(p, "Trainer.near") == ["wals"]
+    for step, train_on in (("", "train"), ("refit.", "all")):
+        config_of = {name: p.steps[f"Trainer.{step}{name}"].component.config for name in ("both", "wals.without0.3")}
+        assert [c.leave_out for c in config_of.values()] == [0.0, 0.3]
+        assert [c.train_on for c in config_of.values()] == [train_on] * 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"sources.a": {"model": "hybrid", "of": ["wals", "b"]}, "sources.b": {"model": "hybrid", "of": ["wals"]}},
+            "`sources.a.of` must name models that keep no rows back for themselves, as a does. Received: 'b'.",
+        ),
+        (
+            {"sources.wals.of": "near"},
+            "`of` is not a setting of wals (wals).",
+        ),
         (
             {"sources.near.of": "wols"},
             "`sources.near.of` must name a source, a baseline or a model. Received: 'wols'. Did you mean `wals`?",
@@ -110,7 +132,9 @@ BUILT = ["neighbours", "similar_users"]
 
 @pytest.fixture(scope="module")
 def run(log: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    sources = {name: {"of": "base"} for name in BUILT}
+    sources: dict[str, Any] = {name: {"of": "base"} for name in BUILT}
+    sources["hybrid"] = {"of": ["base", "near"], "epochs": 4, "batch_size": 20}
+    sources["near"] = {"model": "similar_users", "of": "base"}
     settings = {
         **log,
         "sources": sources,
@@ -122,7 +146,7 @@ def run(log: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return pipeline.run(until=["Evaluator"])
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, "hybrid"])
 def test_what_is_served_needs_no_base(run: dict[str, Artifact], name: str, tmp_path: Path) -> None:
     """The model and its index answer alike when nothing else is left on the disk."""
     shutil.copytree(run[f"Trainer.{name}"].uri, tmp_path / "model")
@@ -147,7 +171,7 @@ def test_what_is_served_needs_no_base(run: dict[str, Artifact], name: str, tmp_p
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", [*BUILT, "hybrid"])
 def test_what_is_found_beats_chance(run: dict[str, Artifact], name: str) -> None:
     value = run["Evaluator"].read_json("metrics.json")["systems"][name]["recall@10"]
     assert value["low"] > 10 / 40  # of 60 items 20 are watched, and at least 16 of them before the test
@@ -206,3 +230,58 @@ def test_what_is_left_out_is_not_trained_on(tmp_path: Path) -> None:
     every, early = (load(TrainerConfig(leave_out=share), inputs)[1] for share in (0.0, 0.4))
     assert (len(every["item"]), len(early["item"])) == (100, 60)
     assert early.keys() == every.keys()
+
+
+# --- what the hybrid learns from --------------------------------------------------------------------------------------
+
+
+def encoded_rows(*events: tuple[int, int, int, bool]) -> dict[str, np.ndarray]:
+    """Of user, item, time and whether it was a positive; a watch, if not."""
+    user, item, time, positive = map(np.array, zip(*events, strict=True))
+    rows = {"user_key": user, "user": user + 2, "item": item, "timestamp": time.astype(np.int64)}
+    return {**rows, "positive": positive.astype(bool), "watched": np.ones(len(user), bool)}
+
+
+def test_requests_by_hand() -> None:
+    rows = encoded_rows(
+        *((0, 5, 1, 1), (0, 6, 2, 0), (0, 7, 3, 1), (0, 8, 4, 1), (0, 9, 5, 1)),  # 8 and 9 come of 5 and 7; 6 was seen
+        *((1, 5, 1, 1), (1, 5, 2, 1)),  # what comes is nothing new
+        *((2, 5, 1, 1), (2, 6, 2, 1), (2, 6, 2, 0), (2, 1, 3, 1), (2, 4, 3, 1)),  # 1 is no known item
+        *((3, 9, 7, 1),),  # nothing comes
+    )
+    late = latest(rows, 0.5)
+    found = Examples(rows, late)
+    batch = found.batch(np.array([0, 1]), np.array([False, False]))
+    expected = {
+        "user": [2, 4],
+        "time": [4, 3],
+        "history": [[5, 7], [5, 6]],
+        "history_time": [[1, 3], [1, 2]],
+        "exclude": [[5, 6, 7], [5, 6, 6]],
+        "targets": [[8, 9], [4, 0]],
+    }
+    assert {name: value.tolist() for name, value in batch.items()} == expected
+    cold = found.batch(np.array([1, 0]), np.array([True, False]))
+    assert (cold["user"].tolist(), cold["targets"].tolist()) == ([1, 2], [[4, 0], [8, 9]])
+    assert cold["history"].tolist() == [[0, 0], [5, 7]]
+    assert cold["exclude"].tolist() == [[0, 0, 0], [5, 6, 7]]
+
+
+def test_bases_that_know_what_is_held_back_are_refused(run: dict[str, Artifact], tmp_path: Path) -> None:
+    with pytest.raises(ShortlistError) as error:
+        hybrid.train(
+            hybrid.Config(of=("base",)), {"encoded": run["Transform"], "of": {"base": run["Trainer.base"]}}, tmp_path
+        )
+    assert str(error.value) == (
+        "`of` must be trained on train without the 0.2 held back, or their scores of it are too good to learn from. "
+        "Received: base, trained on train, leave_out=0."
+    )
+
+
+def test_nobody_to_learn_from(tmp_path: Path) -> None:
+    rows = [tables.row(f"u{user}", f"i{item}", 1_000) for user in range(3) for item in range(4)]
+    encoded = tables.encode(tables.write_splits(tmp_path / "s", {"train": rows}))
+    with pytest.raises(
+        ShortlistError, match=r"^`hybrid` learns from each user's latest positives, .* 12 training rows"
+    ):
+        hybrid.train(hybrid.Config(), {"encoded": encoded, "of": {}}, tmp_path)

@@ -48,11 +48,12 @@ TINY: dict[str, dict[str, Any]] = {
     "fresh": {"half_life_days": 2.0, "popularity": 1.0},
     "table": {"path": Path(__file__).parent / "ranking.csv"},
     "similar_users": {"neighbours": 5, "history_length": 4},
+    "hybrid": {"of": ["wals", "ease"], "embedding_dim": 3, "hidden_units": [5], "epochs": 2, "batch_size": 8},
     RANKER: {"hidden_units": [4], "epochs": 2, "batch_size": 64},
 }
-OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",), "similar_users": ("wals",)}
+OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",), "similar_users": ("wals",), "hybrid": ("wals", "ease")}
 """What each builds on, trained before it."""
-RANDOM = ("wals", "content_based", "biased_mf", "camf", "two_tower", RANKER)
+RANDOM = ("wals", "content_based", "biased_mf", "camf", "two_tower", "hybrid", RANKER)
 RETRIEVERS = [name for name in TINY if name != RANKER]
 
 
@@ -72,9 +73,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 def train(model: str, inputs: dict[str, Any], workdir: Path, **settings: Any) -> Path:
     module = importlib.import_module(f"shortlist.trainers.{model}")
     workdir.mkdir(parents=True)
-    bases = (
-        {} if "of" in inputs else {name: Model(train(name, inputs, workdir / name), "") for name in OF.get(model, ())}
-    )
+    bases: dict[str, Model] = {}
+    for name in OF.get(model, ()) if "of" not in inputs else ():
+        own = {"leave_out": module.Config().held_back} if model == "hybrid" else {}
+        bases[name] = Model(train(name, inputs, workdir / name, **own), "")
     if model == "camf":
         inputs = {**inputs, "encoded": with_context(inputs["encoded"], workdir.with_name(f"{workdir.name}_data"))}
     module.train(parse(module.Config, {**TINY[model], **settings}), {"of": bases, **inputs}, workdir)
@@ -402,6 +404,7 @@ def ndcg(model: str, workdir: Path, inputs: Any) -> float:
     [
         ("wals", {"patience": 2}),
         ("two_tower", {"patience": 2, "learning_rate": 0.5}),
+        ("hybrid", {"patience": 2, "learning_rate": 0.1}),
         (RANKER, {"patience": 1, "learning_rate": 0.05}),
     ],
 )
