@@ -15,6 +15,7 @@ if __name__ != "shortlist.components":
 
 __all__ = [
     "CandidateGenerator",
+    "ContextSplitter",
     "Evaluator",
     "ExampleGen",
     "ExampleValidator",

@@ -107,6 +107,9 @@ class Splits(Artifact):
       the rows of held-out users that only serve as history (`strong`); it is empty for the other strategies. A sweep
       has no `test` (`split.keep_test`).
     - `items.parquet`, `users.parquet`, `source.json`: as in `Examples`.
+    - `context_splits.parquet`, from `ContextSplitter`: a row a split: side string ("item" or "user"), id string,
+      condition list<{dimension, condition}> (all must hold), statistic and p float64, n_in and n_out int64, id_in and
+      id_out string. The parts, the items and the users have the new ids; context is kept.
     - `splits.json`: `{"strategy", "seed", "positive_threshold", "rows": {split: n}, "users": {split: n},
       "guarantee": one sentence on what the strategy promises}`.
     """
