@@ -58,7 +58,11 @@ setup(
     python_requires=">=3.10",
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"shortlist": ["py.typed"], "shortlist.trainers": ["configs/*.toml"]},
+    package_data={
+        "shortlist": ["py.typed"],
+        "shortlist.components": ["*.c"],
+        "shortlist.trainers": ["configs/*.toml"],
+    },
     install_requires=[
         "altair>=5.5",
         "importlib_resources>=6.4",

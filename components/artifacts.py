@@ -216,7 +216,8 @@ class ModelEvaluation(Artifact):
 class Bundle(Artifact):
     """What is served.
 
-    - `saved_model/`: the two stages as one SavedModel with string ids; needs nothing but TensorFlow.
+    - `saved_model/`: the two stages as one SavedModel with string ids; needs nothing but TensorFlow. Its
+      `assets.extra/tf_serving_warmup_requests` holds the requests below and their answers as TF Serving logs them.
     - `requests.json`: `{"files": {path: {"bytes", "sha256"}}, "signatures": [..], "requests": [{"signature_name",
       "inputs", "outputs"}]}`: the other files, and requests by columns with the answers when it was made.
     - `signatures.md`: its interface in words.
@@ -227,7 +228,7 @@ class Bundle(Artifact):
 
 @dataclass(frozen=True)
 class InfraBlessing(Artifact):
-    """`blessing.json`: `{"blessed": bool, "reasons": [..], "requests": n, "seconds": s}`."""
+    """`blessing.json`: `{"blessed": bool, "reasons": [..], "notes": [..], "requests": n, "seconds": s}`."""
 
     type: ClassVar[str] = "InfraBlessing"
 

@@ -12,10 +12,11 @@ import pydantic
 from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, build_shortlist
+from shortlist.components._prediction_log import LIMIT, WARMUP, log_record, write_logs
 from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, known_weight, weight_source
 from shortlist.components._records import choose_requests, describe_signatures, recorded_inputs
-from shortlist.components._replay import RECORDS, answer, fingerprints
+from shortlist.components._replay import RECORDS, answer, fingerprints, tensors
 from shortlist.components.artifacts import Bundle, Candidates, Encoded, Index, Model
 from shortlist.components.pipeline import Component
 
@@ -122,14 +123,18 @@ class Exporter(Component):
         self._record(out, signatures, {name: requests[name] for name in signatures})
 
     def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:
-        """Writes what the saved model answers, in the form of TF Serving's REST requests by columns."""
-        records = []
+        """Writes what the saved model answers, in the form of TF Serving's REST requests by columns and as its logs."""
+        records, logs = [], []
         with progress("recorded requests", sum(map(len, inputs.values()))) as advance:
             for name, requests in inputs.items():
                 for request in requests:
-                    outputs = {key: value.tolist() for key, value in answer(signatures[name], request).items()}
+                    found = answer(signatures[name], request)
+                    outputs = {key: value.tolist() for key, value in found.items()}
                     records.append({"signature_name": name, "inputs": request, "outputs": outputs})
+                    given = {key: value.numpy() for key, value in tensors(signatures[name], request).items()}
+                    logs.append(log_record(self.config.name, name, given, found))
                     advance(1)
+        write_logs(out / "saved_model" / WARMUP, logs[:LIMIT])
         record = {"files": fingerprints(out), "signatures": sorted(inputs), "requests": records}
         (out / RECORDS).write_text(json.dumps(record), "utf-8")
 

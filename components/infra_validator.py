@@ -10,6 +10,8 @@ from pathlib import Path
 import pydantic
 
 from shortlist.components._config import Config
+from shortlist.components._native import CannotCompile, replay_program
+from shortlist.components._prediction_log import LIMIT, WARMUP
 from shortlist.components._replay import one_line
 from shortlist.components.artifacts import Bundle, InfraBlessing
 from shortlist.components.pipeline import Component
@@ -30,7 +32,8 @@ class InfraValidator(Component):
 
     Blessed is a bundle whose files are those that were written, that has every signature, and that answers each
     recorded request as it did when it was made: text and counts exactly, scores to 1e-6 of their size. Anything else is
-    a reason against it, never an error of this step: `Pusher` refuses it.
+    a reason against it, never an error of this step: `Pusher` refuses it. Where there is a C compiler, a program of
+    TensorFlow's C API must find the same; where there is none, a note says so.
     """
 
     output = InfraBlessing
@@ -42,22 +45,53 @@ class InfraValidator(Component):
     def run(self, out: Path, bundle: Bundle) -> None:
         """See `InfraBlessing` for what is written."""
         started = time.time()
+        notes: list[str] = []
         reasons, requests = self._replay(bundle.uri)
+        if not reasons:
+            try:
+                reasons = self._replay_in_c(replay_program(), bundle.uri, requests)
+                notes += ["A program of TensorFlow's C API answered too."] if not reasons else []
+            except CannotCompile as error:
+                notes.append(f"Not replayed by a C program: {error}.")
         blessing = {
             "blessed": not reasons,
             "reasons": reasons,
+            "notes": notes,
             "requests": requests,
             "seconds": round(time.time() - started, 2),
         }
         (out / "blessing.json").write_text(json.dumps(blessing, indent=2))
 
     def _replay(self, bundle: Path) -> tuple[list[str], int]:
+        modules = json.dumps([path for path in sys.path if path])
+        program = str(Path(__file__).with_name("_replay.py"))
+        done = self._run([sys.executable, "-I", program, str(bundle.resolve()), modules], bundle)
+        if isinstance(done, str):
+            return [done], 0
+        if done.returncode:
+            last = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
+            return [f"the process that loaded it ended with code {done.returncode}: {last}"], 0
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        return answer["reasons"], answer["requests"]
+
+    def _replay_in_c(self, program: Path, bundle: Path, requests: int) -> list[str]:
+        """What the C program has against the bundle, of which `requests` were recorded."""
+        done = self._run([str(program), str(bundle.resolve() / "saved_model")], bundle)
+        if isinstance(done, str):
+            return [f"C program: {done}"]
+        lines = done.stdout.strip().splitlines()
+        if done.returncode in (1, 2) and lines:
+            return [f"C program: {one_line(line)}" for line in (lines[:-1] if done.returncode == 1 else lines)]
+        if done.returncode:
+            return [f"the C program that loaded it ended with code {done.returncode}: {one_line(done.stderr[-300:])}"]
+        expected = min(requests, LIMIT)
+        return [] if lines == [str(expected)] else [f"C program: `{WARMUP}` does not hold the {expected} requests."]
+
+    def _run(self, command: list[str], bundle: Path) -> "subprocess.CompletedProcess[str] | str":
         environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
         environment.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
-        modules = json.dumps([path for path in sys.path if path])
-        command = [sys.executable, "-I", str(Path(__file__).with_name("_replay.py")), str(bundle.resolve()), modules]
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 command,
                 env=environment,
                 cwd=bundle,
@@ -67,9 +101,4 @@ class InfraValidator(Component):
                 timeout=self.config.timeout,
             )
         except subprocess.TimeoutExpired:
-            return [f"it did not answer within {self.config.timeout:g} seconds."], 0
-        if done.returncode:
-            last = one_line((done.stderr.strip().splitlines() or ["no message"])[-1])
-            return [f"the process that loaded it ended with code {done.returncode}: {last}"], 0
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-        return answer["reasons"], answer["requests"]
+            return f"it did not answer within {self.config.timeout:g} seconds."

@@ -31,7 +31,7 @@ def sources() -> dict[str, str]:
     """The files to ship, by their path in the repository, and the path in the wheel."""
     found = {}
     for folder, package in FOLDERS.items():
-        paths = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("configs/*.toml")]
+        paths = [p for kind in ("*.py", "*.c", "configs/*.toml") for p in (ROOT / folder).rglob(kind)]
         found |= {
             f"{folder}/{p.relative_to(ROOT / folder)}": f"{package}/{p.relative_to(ROOT / folder)}" for p in paths
         }

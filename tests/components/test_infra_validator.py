@@ -23,6 +23,7 @@ FILES = (
     "saved_model/assets/items.txt",
     "saved_model/assets/users.txt",
     "saved_model/assets/titles.txt",
+    "saved_model/assets.extra/tf_serving_warmup_requests",
     "signatures.md",
     "requests.json",
 )
@@ -56,6 +57,8 @@ def test_blesses_what_answers_as_it_did(bundle: Bundle) -> None:
     assert blessing["reasons"] == []
     assert blessing["blessed"] is True
     assert blessing["requests"] == len(records["requests"]) == 5 * 26
+    assert len(blessing["notes"]) == 1  # the C program answered, or why there is none
+    assert blessing["notes"][0].startswith(("A program of TensorFlow's C API", "Not replayed by a C program: "))
     assert 0 < blessing["seconds"] < 300
 
 
@@ -85,6 +88,7 @@ def test_a_broken_file_is_a_reason_not_an_error(bundle: Bundle) -> None:
             f"`{FILES[4]}` is missing.",
             f"`{FILES[3]}` was changed: it has 100 bytes, and had {size:,} when it was made.",
         ],
+        "notes": [],
         "requests": 0,
         "seconds": 0,
     }
