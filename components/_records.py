@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from shortlist.components._serving_files import IMAGE
+
 Request = dict[str, Any]
 LARGE = 20_000  # a catalogue above this is not recorded whole
 
@@ -198,7 +200,7 @@ def describe_signatures(
     def table(*columns: str) -> list[str]:
         return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
 
-    served = f"-v DESTINATION/{name}:/models/{name} -e MODEL_NAME={name} tensorflow/serving"
+    served = f"-v DESTINATION/{name}:/models/{name} -e MODEL_NAME={name} {IMAGE}"
     lines = [
         f"# The signatures of `{name}`",
         "",

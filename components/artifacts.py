@@ -218,8 +218,9 @@ class Bundle(Artifact):
 
     - `saved_model/`: the two stages as one SavedModel with string ids; needs nothing but TensorFlow. Its
       `assets.extra/tf_serving_warmup_requests` holds the requests below and their answers as TF Serving logs them.
-    - `requests.json`: `{"files": {path: {"bytes", "sha256"}}, "signatures": [..], "requests": [{"signature_name",
-      "inputs", "outputs"}]}`: the other files, and requests by columns with the answers when it was made.
+    - `requests.json`: `{"files": {path: {"bytes", "sha256"}}, "signatures": [..], "types": {signature: {input: type}},
+      "requests": [{"signature_name", "inputs", "outputs"}]}`: the other files, and requests by columns with the answers
+      when it was made.
     - `signatures.md`: its interface in words.
     """
 
@@ -236,7 +237,8 @@ class InfraBlessing(Artifact):
 @dataclass(frozen=True)
 class PushedModel(Artifact):
     """`pushed.json`: `{"pushed": bool, "reasons": [..], "path", "version"}`; once pushed also `"forced": bool` (against
-    the evaluation) and `"serve"`, the commands that serve it. The model itself lies at `path`."""
+    the evaluation) and `"serve"`, the commands that serve it. The model itself lies at `path`, and beside it TF
+    Serving's configurations, a compose file, a client and `signatures.md`."""
 
     type: ClassVar[str] = "PushedModel"
 

@@ -135,7 +135,11 @@ class Exporter(Component):
                     logs.append(log_record(self.config.name, name, given, found))
                     advance(1)
         write_logs(out / "saved_model" / WARMUP, logs[:LIMIT])
-        record = {"files": fingerprints(out), "signatures": sorted(inputs), "requests": records}
+        types = {
+            name: {key: spec.dtype.name for key, spec in signatures[name].structured_input_signature[1].items()}
+            for name in sorted(inputs)
+        }
+        record = {"files": fingerprints(out), "signatures": sorted(inputs), "types": types, "requests": records}
         (out / RECORDS).write_text(json.dumps(record), "utf-8")
 
 

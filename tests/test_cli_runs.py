@@ -129,6 +129,21 @@ def test_a_push_under_another_name_is_a_push(home, run):
     assert asked.stderr == ""
 
 
+def test_what_was_rolled_back_is_not_pushed_again(home, run):
+    arguments = small_run.run_arguments(home, run)
+    assert cli(*arguments, "--force", "Pusher").exit_code == 0
+    again = cli(*arguments, "--force", "Pusher", "--keep", "3")
+    assert again.exit_code == 0
+    versions = run / "pushed" / "shortlist"
+    back = cli("rollback", run)
+    assert (back.exit_code, back.stdout) == (0, f"Rolled back: 2. Served now: {versions / '1'}\n")
+    same = cli(*arguments, "--keep", "3")
+    assert same.exit_code == 0
+    assert "Version 2 was rolled back: it is not pushed again." in same.stderr
+    assert sorted(p.name for p in versions.iterdir() if p.is_dir()) == ["1", "rolled-back-2"]
+    assert cli("rollback", versions).exit_code == 2
+
+
 # --- what is done with a run -----------------------------------------------------------------------------------------
 
 

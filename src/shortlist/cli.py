@@ -110,6 +110,7 @@ def run(
     seed: Seed = None,
     positive_threshold: Threshold = None,
     refit: Annotated[bool, typer.Option("--refit", help="Train the sources on everything before the export.")] = False,
+    keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: 5]", min=1)] = None,
     force: Force = None,
 ) -> None:
     """The whole pipeline: from interactions to a pushed SavedModel.
@@ -122,6 +123,8 @@ def run(
     from shortlist.trainers.two_stage import load_config, two_stage
 
     _, given = _given("two_stage", data, archive_dir, None, overrides, seed, positive_threshold)
+    if keep is not None:
+        given["push.keep"] = keep
     settings = load_config(config, {"workdir": str(workdir or Path("runs") / _slug(data)), **given})
     settings = settings.model_copy(update={"refit": refit or settings.refit})
     _show_run(settings, _execute(two_stage, settings, force))
@@ -344,6 +347,28 @@ def recommend(
 
 @app.command()
 @_one_line
+def rollback(
+    pushed: Annotated[Path, typer.Argument(help="A run's folder, or that of a pushed model's versions.")],
+    to: Annotated[int | None, typer.Option(help="The version to go back to. [default: the one before]")] = None,
+) -> None:
+    """Takes the newest pushed version away, so that TF Serving serves the one before again.
+
+    Example: [bold]shortlist rollback runs/demo[/bold]
+    """
+    from shortlist.components.pusher import rollback
+
+    home = pushed
+    if (pushed / "run.json").exists():
+        push = _read_run(pushed)[0].push
+        home = (push.destination or pushed / "pushed") / push.name
+    taken, served = rollback(home, to)
+    out.print(
+        f"Rolled back: {', '.join(map(str, taken))}. Served now: {home / str(served)}", soft_wrap=True, markup=False
+    )
+
+
+@app.command()
+@_one_line
 def models() -> None:
     """The models, a line each.
 
@@ -418,7 +443,7 @@ def _execute(
     err.print(f"[bold]{escape(settings.data.source)}[/bold] → {escape(str(settings.workdir))}")
     done = pipeline.run(until=until, force=force or [])
     pushed = done["Pusher"].read_json("pushed.json")["path"] if "Pusher" in done else None
-    if pushed and not Path(pushed).exists():
+    if pushed and not Path(pushed).exists() and not _rolled_back(Path(pushed)):
         err.print("The pushed version is gone: pushing it again.")
         done = pipeline.run(until=until, force=[*(force or []), "Pusher"])
     for step, name in (("Evaluator", "metrics.json"), ("Reporter", "report.md"), ("Reporter", "report.html")):
@@ -429,6 +454,18 @@ def _execute(
     replace_file(settings.workdir / "run.json", json.dumps(kind, indent=2))  # last: it says that the others are there
     err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
     return done
+
+
+def _rolled_back(version: Path) -> bool:
+    """Whether a pushed version was taken away on purpose: it is not pushed again then, and the line says so."""
+    from shortlist.components.pusher import ROLLED_BACK
+
+    back = version.with_name(ROLLED_BACK + version.name).exists()
+    if back:
+        err.print(
+            f"Version {version.name} was rolled back: it is not pushed again. `--force Pusher` does it all the same."
+        )
+    return back
 
 
 def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:

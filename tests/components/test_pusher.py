@@ -16,8 +16,9 @@ import pytest
 from shortlist import ShortlistError
 from shortlist.components import pusher
 from shortlist.components._replay import fingerprints
+from shortlist.components._serving_files import IMAGE, NAMES
 from shortlist.components.artifacts import Artifact, Bundle, InfraBlessing, ModelEvaluation
-from shortlist.components.pusher import Pusher, PusherConfig, publish
+from shortlist.components.pusher import Pusher, PusherConfig, publish, rollback
 
 GOOD = {"blessed": True, "reasons": []}
 
@@ -56,7 +57,8 @@ class Run:
 
 
 def listed(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    """What lies in a folder of versions, beside what always does."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (".lock", *NAMES))
 
 
 def test_pushes_the_model_as_tensorflow_serving_wants_it(tmp_path: Path) -> None:
@@ -70,13 +72,15 @@ def test_pushes_the_model_as_tensorflow_serving_wants_it(tmp_path: Path) -> None
         "forced": False,
         "serve": [
             f"tensorflow_model_server --rest_api_port=8501 --model_name=shortlist --model_base_path='{home}'",
-            f"docker run --rm -p 8501:8501 -v '{home}':/models/shortlist -e MODEL_NAME=shortlist tensorflow/serving",
+            f"docker run --rm -p 8501:8501 -v '{home}':/models/shortlist -e MODEL_NAME=shortlist {IMAGE}",
+            f"docker compose --file '{home / 'docker-compose.yaml'}' up",
         ],
     }
     files = {p.relative_to(home / "1").as_posix(): p.read_text() for p in (home / "1").rglob("*") if p.is_file()}
     assert files == {n: n for n in ("saved_model.pb", "variables/variables.index", "assets/items.txt")}
     assert run.push()["version"] == 2
     assert listed(home) == ["1", "2"]
+    assert {path.name for path in home.iterdir()} == {"1", "2", ".lock", *NAMES}
 
 
 def test_keeps_the_newest_versions_and_whatever_else_lies_there(tmp_path: Path) -> None:
@@ -181,6 +185,43 @@ def test_a_full_disk_leaves_the_last_version(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "file").write_text("")
     with pytest.raises(ShortlistError, match=r"`push.destination` must be a folder that can be written: Not a dir"):
         run.push(destination=tmp_path / "file" / "models")
+
+
+def test_a_rollback_leaves_the_version_before_and_never_gives_a_number_again(tmp_path: Path) -> None:
+    run, home = Run(tmp_path), tmp_path / "pushed" / "shortlist"
+    for _ in range(3):
+        run.push(keep=3)
+    assert rollback(home) == ([3], 2)
+    assert listed(home) == ["1", "2", "rolled-back-3"]
+    assert run.push(keep=3)["version"] == 4
+    assert listed(home) == ["1", "2", "4", "rolled-back-3"]
+    assert rollback(home, to=1) == ([4, 2], 1)
+    assert run.push(keep=2)["version"] == 5
+    assert listed(home) == ["1", "5", *(f"rolled-back-{n}" for n in (2, 3, 4))]
+    assert run.push(keep=2)["version"] == 6
+    assert run.push(keep=2)["version"] == 7
+    assert listed(home) == ["6", "7"]
+
+
+def test_a_rollback_refuses_where_there_is_nothing_to_go_back_to(tmp_path: Path) -> None:
+    run, home = Run(tmp_path), tmp_path / "pushed" / "shortlist"
+    with pytest.raises(ShortlistError) as error:
+        rollback(home)
+    assert str(error.value) == f"`rollback` needs the folder of a pushed model's versions. Received: {home}."
+    run.push()
+    with pytest.raises(ShortlistError) as error:
+        rollback(home)
+    assert str(error.value) == (
+        f"`rollback` needs an earlier version to go back to. Received: {home} with the versions: 1."
+    )
+    run.push()
+    for to in (0, 2, 9):
+        with pytest.raises(ShortlistError) as error:
+            rollback(home, to)
+        assert str(error.value) == (
+            f"`--to` must be a version before the newest one. Received: {to}, with the versions: 1, 2."
+        )
+    assert listed(home) == ["1", "2"]
 
 
 PUBLISH = """
