@@ -2,8 +2,8 @@
 
 A seventh of the items with at least three rows in `train` are cold: their rows are taken out of every part but `test`,
 while the catalogue keeps them. Of each model the figure is Recall@100 on `test` of the cold items alone, ranked among
-the whole catalogue with what was seen removed. Which items are cold is drawn anew with each seed; a user's figure is the
-mean of the seeds' in which a cold item is among what he watched.
+the whole catalogue with what was seen removed. Which items are cold is drawn anew with each seed; a user's figure is
+the mean of the seeds' in which a cold item is among what he watched.
 
 ours is a content-based model, peer a random order (its expected recall; the bar is 3 ×), or the nearest items to the
 last ten watched by genre alone (the bar: the paired 95 % interval over users lies above 0).

@@ -899,6 +899,8 @@ def camf_loss(w, rows, l2_bias, l2_factors, l2_deviation, exponent, counts=None)
             if "context_table" in w:
                 loss += l2_deviation * share("context", c) * (w["context_table"][c] ** 2).sum()
     return loss
+
+
 def hybrid_scores(scores, by_query, by_item, bias, phi, theta):
     """Σ_m (a_m + c_m(i)) z_m(i) + φ·θ_i + b_i of one request, z the arsinh of a base's standardized scores.
 

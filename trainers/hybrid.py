@@ -64,7 +64,7 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
                 f"leave_out={fitted['leave_out']:g}."
             )
     late = latest(rows, config.held_back)
-    examples = Examples(rows, late)
+    examples = Examples(data, rows, late)
     if not len(examples.user):
         raise ShortlistError(
             "`hybrid` learns from each user's latest positives, and no user has two at different times. Give "
@@ -81,7 +81,7 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
         verbose=0,
         callbacks=callbacks("hybrid: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history)
 
 
 def _new(config: Config, data: EncodedData, models: Mapping[str, Any], watched: np.ndarray) -> Hybrid:
@@ -95,9 +95,9 @@ def _new(config: Config, data: EncodedData, models: Mapping[str, Any], watched: 
 
 class Examples:
     """One request a user whose late rows have a positive that is new to them: `user`, `time`, and ragged `history`,
-    `history_time`, `exclude` (all that was seen before) and `targets`."""
+    `history_time`, `exclude` (all that was seen before) and `targets`; and what the first of these rows says besides."""
 
-    def __init__(self, rows: Rows, late: np.ndarray):
+    def __init__(self, data: EncodedData, rows: Rows, late: np.ndarray):
         key, item, known = rows["user_key"], rows["item"], rows["item"] >= 2
         size = int(item.max(initial=0)) + 1
         seen = known & rows["watched"] & ~late
@@ -105,6 +105,7 @@ class Examples:
         target = known & rows["positive"] & late & new
         keys, first = np.unique(key[target], return_index=True)
         self.user = rows["user"][target][first]
+        self.request = data.request(rows, np.flatnonzero(target)[first])
         self.time = np.full(int(key.max(initial=0)) + 1, NO_TIME)
         np.minimum.at(self.time, key[late], rows["timestamp"][late])
         self.time = self.time[keys]
@@ -121,6 +122,7 @@ class Examples:
     def batch(self, chosen: np.ndarray, cold: np.ndarray) -> dict[str, np.ndarray]:
         """The requests `chosen`, padded; those that are `cold` without what the user did before."""
         found = {"user": np.where(cold, 1, self.user[chosen]), "time": self.time[chosen]}
+        found |= {name: values[chosen] for name, values in self.request.items()}
         for name in ("history", "history_time", "exclude", "targets"):
             ragged: Ragged = getattr(self, name)
             start, stop = ragged.offsets[chosen], ragged.offsets[chosen + 1]
