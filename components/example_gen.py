@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pydantic
 
+from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
@@ -22,24 +23,29 @@ FORMS = {
     "tfds": "tfds:movielens/latest-small (or 100k, 1m, 20m, 25m)",
     "csv": "csv:PATH",
     "parquet": "parquet:PATH",
+    "carskit": "carskit:PATH",
     "simulated": "simulated (or simulated:impressions=50000,seed=1)",
 }
 _FILES = ("csv", "parquet")
+_PATHS = (*_FILES, "carskit")
 
 
 class DataConfig(Config):
     """Which interactions to read.
 
     Args:
-      source: "demo", "tfds:movielens/latest-small" (or 100k, 1m, 20m, 25m), "csv:PATH", "parquet:PATH", "simulated" or
-        "simulated:impressions=50000,seed=1" with any settings of `SimulatorConfig`.
+      source: "demo", "tfds:movielens/latest-small" (or 100k, 1m, 20m, 25m), "csv:PATH", "parquet:PATH", "carskit:PATH"
+        (ratings with context, see `read_carskit`), "simulated" or "simulated:impressions=50000,seed=1" with any
+        settings of `SimulatorConfig`.
       archive_dir: for tfds: the folder with the official archive; nothing is downloaded then.
       data_dir: for tfds: where the prepared set is kept; by default where TensorFlow Datasets keeps its sets.
-      columns: for csv and parquet: our name of a column to its name in the files, such as {"user": "userId"}. A column
-        that already has our name needs no entry. One that has our name but isn't the one meant is left out.
+      columns: for csv, parquet and carskit: our name of a column to its name in the files, such as {"user": "userId"}.
+        A column that already has our name needs no entry. One that has our name but isn't the one meant is left out.
       items: for csv and parquet: a file (CSV, or Parquet by its suffix) with the columns item and, if known, title,
         year, added, genres (text such as Comedy|Drama, or lists) and any others.
       users: for csv and parquet: a file with a column user and any others.
+      contexts: for carskit: the dimensions of the context; by default every column that has no other meaning.
+      unrated_zero: for carskit: leave out rows rated 0.
     """
 
     source: str = "demo"
@@ -48,6 +54,8 @@ class DataConfig(Config):
     columns: dict[str, str] = pydantic.Field(default_factory=dict)
     items: Path | None = None
     users: Path | None = None
+    contexts: tuple[str, ...] = ()
+    unrated_zero: bool = False
 
     @pydantic.model_validator(mode="after")
     def _belongs_together(self) -> "DataConfig":
@@ -57,7 +65,8 @@ class DataConfig(Config):
             raise ValueError(f"`source` must be one of: {known}. Received: {self.source!r}.")
         if self.kind == "simulated":
             parse_simulated(self.rest)
-        only = {"archive_dir": ("tfds",), "data_dir": ("tfds",), "columns": _FILES, "items": _FILES, "users": _FILES}
+        only = {"archive_dir": ("tfds",), "data_dir": ("tfds",), "columns": _PATHS, "items": _FILES, "users": _FILES}
+        only |= {"contexts": ("carskit",), "unrated_zero": ("carskit",)}
         for name, kinds in only.items():
             if getattr(self, name) and self.kind not in kinds:
                 raise ValueError(
@@ -78,7 +87,7 @@ class DataConfig(Config):
 
     @property
     def files(self) -> dict[str, Path]:
-        """For csv and parquet: the files to read, by the setting that names them."""
+        """For csv, parquet and carskit: the files to read, by the setting that names them."""
         named = {"source": Path(self.rest), "items": self.items, "users": self.users}
         return {setting: path.expanduser() for setting, path in named.items() if path}
 
@@ -113,8 +122,8 @@ class ExampleGen(Component):
         return {setting: digest(path, setting) for setting, path in config.files.items()}
 
     def run(self, out: Path) -> None:
-        tables = self._read(out)
-        name = Path(self.config.rest).name if self.config.kind in _FILES else self.config.source
+        tables = read(self.config, out)
+        name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
         interactions, dropped = drop_duplicates(conform(tables.interactions, INTERACTIONS, name))
         written = {"interactions": interactions}
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
@@ -127,19 +136,22 @@ class ExampleGen(Component):
             pq.write_table(content, out / f"{table}.parquet")
         self._describe(out, tables.about, len(interactions), dropped)
 
-    def _read(self, scratch: Path) -> Tables:
-        config = self.config
-        if config.kind == "demo":
-            return read_demo()
-        if config.kind == "simulated":
-            return simulation_of(config.source).log()
-        if config.kind == "tfds":
-            return read_tfds(config.rest, config.archive_dir, config.data_dir, scratch)
-        return read_files(config.kind, config.files, config.columns)
-
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
         (out / "source.json").write_text(json.dumps(source, indent=2, ensure_ascii=False))
         console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False, markup=False)
         console.print(f"          licence: {about['licence']}", style="dim", highlight=False, markup=False)
         console.print(f"          cite: {about['citation']}", style="dim", highlight=False, markup=False)
+
+
+def read(config: DataConfig, scratch: Path) -> Tables:
+    """What the source holds, not yet checked; `scratch` is a folder for what has to be unpacked."""
+    if config.kind == "demo":
+        return read_demo()
+    if config.kind == "simulated":
+        return simulation_of(config.source).log()
+    if config.kind == "tfds":
+        return read_tfds(config.rest, config.archive_dir, config.data_dir, scratch)
+    if config.kind == "carskit":
+        return read_carskit(config.files["source"], config.columns, config.contexts, config.unrated_zero)
+    return read_files(config.kind, config.files, config.columns)

@@ -39,14 +39,17 @@ def test_help_names_every_command():
     assert all(re.search(rf"\b{command}\b", result.stdout) for command in COMMANDS)
 
 
+MODELS = [
+    *("biased_mf", "camf", "content_based", "ease", "fresh", "hybrid", "item_knn", "knowledge_based", "neighbours"),
+    *("popularity", "similar_users", "table", "two_tower", "wals", "weighted_logistic"),
+]
+
+
 def test_models_are_listed_a_line_each():
     result = cli("models")
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert result.exit_code == 0
-    assert names == [
-        *("content_based", "ease", "item_knn", "knowledge_based", "popularity", "two_tower", "wals"),
-        "weighted_logistic",
-    ]
+    assert names == MODELS
 
 
 def test_sources_of_data_are_listed_a_line_each():
@@ -54,14 +57,14 @@ def test_sources_of_data_are_listed_a_line_each():
     names = [line.split()[0] for line in result.stdout.splitlines()]
     assert result.exit_code == 0
     assert names[0] == "demo"
-    assert {"tfds:movielens/latest-small", "tfds:movielens/25m", "csv:PATH", "parquet:PATH"} <= set(names)
+    assert {"tfds:movielens/latest-small", "tfds:movielens/25m", "csv:PATH", "carskit:PATH"} <= set(names)
 
 
 # --- what is refused before anything runs ----------------------------------------------------------------------------
 
 SETTINGS = [
     (["--data", "nope"], "`source` must be one of: demo, tfds:movielens/latest-small"),
-    (["--data", "csv:"], "parquet:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'csv:'."),
+    (["--data", "csv:"], "carskit:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'csv:'."),
     (["--set", "sources.wals.embeding_dim=3"], "Did you mean `embedding_dim`?"),
     (["--set", "rankr.epochs=3"], "`rankr` is not a setting of the configuration. Did you mean `ranker`?"),
     (["--set", "shortlist.sise=3"], "`shortlist.sise` is not a setting of the configuration. Did you mean `size`?"),
@@ -72,7 +75,7 @@ SETTINGS = [
     (["--set", "sources.wals=3"], "`sources.wals` must be a table of settings. Received: 3."),
     (["--set", "evaluation=3"], "`evaluation` must be a table of settings. Received: 3."),
     (["--set", "sources={}"], "`sources` of the configuration: Dictionary should have at least 1 item"),
-    (["--set", "sources.mine.model=nope"], "`model` must be one of content_based, ease,"),
+    (["--set", "sources.mine.model=nope"], "`model` must be one of biased_mf, camf, content_based, ease,"),
     (["--set", "ranker.model=wals"], "`ranker.model` must be weighted_logistic. Received: 'wals'."),
     (["--set", "sources.mine.model=weighted_logistic"], "`sources.mine.model` must be a retriever."),
     (["--set", "sources.popularity={}"], "`baselines.popularity` needs a name of its own"),
@@ -153,8 +156,7 @@ def test_a_setting_of_a_config_file_gives_way_to_set(tmp_path, log):
 
 
 def test_train_refuses_what_is_no_model_and_names_its_own_settings(tmp_path):
-    names = "content_based, ease, item_knn, knowledge_based, popularity, two_tower, wals, weighted_logistic"
-    known = f"`model` must be one of {names}. Received: 'nope'."
+    known = f"`model` must be one of {', '.join(MODELS)}. Received: 'nope'."
     assert known in refused("train", "nope", "--workdir", tmp_path / "run")
     line = refused("train", "weighted_logistic", "--workdir", tmp_path / "run", "--set", "epoks=3")
     assert "`epoks` is not a setting of weighted_logistic (weighted_logistic). Did you mean `epochs`?" in line

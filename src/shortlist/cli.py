@@ -60,7 +60,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 NOT_BLESSED = 3
 
 Data = Annotated[
-    str, typer.Option("--data", help="demo, tfds:movielens/latest-small, csv:PATH, parquet:PATH or simulated.")
+    str,
+    typer.Option(
+        "--data", help="demo, tfds:movielens/latest-small, csv:PATH, parquet:PATH, carskit:PATH or simulated."
+    ),
 ]
 Archive = Annotated[
     Path | None, typer.Option(help="Folder with the official archive of a tfds: set; nothing is downloaded then.")
@@ -392,6 +395,7 @@ def data() -> None:
         _line(f"tfds:movielens/{name}", "through tensorflow_datasets; --archive-dir reads an official archive")
     _line("csv:PATH", "a table of interactions; --set data.columns.user=NAME maps its columns")
     _line("parquet:PATH", "the same as Parquet")
+    _line("carskit:PATH", "ratings with context, a column a dimension or a condition, as CARSKit has them")
     _line("simulated", "impressions whose true expected watch time is known; simulated:impressions=50000,seed=1")
 
 

@@ -359,7 +359,7 @@ def test_a_damaged_page_of_a_parquet_file_is_refused(tmp_path):
         (
             {"source": "json:x"},
             "`source` must be one of: demo, tfds:movielens/latest-small (or 100k, 1m, 20m, 25m), csv:PATH, "
-            "parquet:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'json:x'.",
+            "parquet:PATH, carskit:PATH, simulated (or simulated:impressions=50000,seed=1). Received: 'json:x'.",
         ),
         ({"source": "csv:"}, "Received: 'csv:'."),
         ({"source": "demo:x"}, "Received: 'demo:x'."),
@@ -369,7 +369,8 @@ def test_a_damaged_page_of_a_parquet_file_is_refused(tmp_path):
         ),
         (
             {"source": "demo", "columns": {"user": "x"}},
-            "`columns` belongs to a source of the form csv: or parquet:. Received: source 'demo'. Leave `columns` out.",
+            "`columns` belongs to a source of the form csv: or parquet: or carskit:. Received: source 'demo'. Leave "
+            "`columns` out.",
         ),
         ({"sorce": "demo"}, "`sorce` is not a setting of data. Did you mean `source`?"),
     ],

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fixed_models
@@ -250,7 +251,7 @@ def test_requests_by_hand() -> None:
         *((3, 9, 7, 1),),  # nothing comes
     )
     late = latest(rows, 0.5)
-    found = Examples(rows, late)
+    found = Examples(SimpleNamespace(request=lambda *_: {}), rows, late)
     batch = found.batch(np.array([0, 1]), np.array([False, False]))
     expected = {
         "user": [2, 4],
