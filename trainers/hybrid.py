@@ -95,7 +95,8 @@ def _new(config: Config, data: EncodedData, models: Mapping[str, Any], watched: 
 
 class Examples:
     """One request a user whose late rows have a positive that is new to them: `user`, `time`, and ragged `history`,
-    `history_time`, `exclude` (all that was seen before) and `targets`; and what the first of these rows says besides."""
+    `history_time`, `exclude` (all that was seen before) and `targets`; and what the first of these rows says
+    besides."""
 
     def __init__(self, data: EncodedData, rows: Rows, late: np.ndarray):
         key, item, known = rows["user_key"], rows["item"], rows["item"] >= 2
