@@ -71,7 +71,10 @@ def serving_files(name: str, records: dict[str, Any], page: str) -> dict[str, st
         examples.setdefault(record["signature_name"], record["inputs"])
     client = Path(__file__).with_name("_client.py").read_text("utf-8")
     for start, value in {"TYPES: ": records.get("types", {}), "EXAMPLES: ": examples}.items():
-        client = re.sub(rf"^({start}.* = ){{}}", lambda m, v=value: m[1] + pformat(v, width=110), client, flags=re.M)
+        line = re.search(rf"^{start}.* = {{}}$", client, re.M)
+        assert line, f"_client.py has no line {start}"
+        shown = line[0].removesuffix("{}") + pformat(value, width=110)
+        client = client[: line.start()] + shown + client[line.end() :]
     client = client.replace('MODEL = "MODEL"', f'MODEL = "{name}"', 1).replace("model MODEL", f"model {name}", 1)
     texts = (
         MODELS.format(name=name),

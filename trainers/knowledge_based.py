@@ -1,7 +1,8 @@
 """Makes `KnowledgeBased` from the items' columns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -53,7 +54,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         tf.TensorSpec([None, len(numbers), 2], tf.float32, "between"),
     )
     rest = [tf.TensorSpec([], tf.int32, "k"), tf.TensorSpec([None, None], tf.int32, "exclude")]
-    functions = {
+    functions: dict[str, tuple[Callable[..., Any], list[Any]]] = {
         "score_items": (model.score_items, [query_spec(data.kinds)]),
         "recommend": (model.recommend, [asked, *rest]),
     }
