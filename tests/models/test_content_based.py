@@ -18,7 +18,7 @@ TIMES = np.zeros(HISTORY.shape, np.int64)
 QUERY = {"user": np.arange(5), "history": HISTORY, "history_time": TIMES, "time": np.arange(5)}
 LABEL = np.array([4, 7, 4, 3, 6], np.int32)
 IDS = ["", "", *"abcdef"]
-NETWORK = {"hash_buckets": 5, "embedding_dim": 3, "hidden_units": (6, 4), "history_length": 3}
+NETWORK = {"hash_buckets": 5, "embedding_dim": 3, "hidden_units": (6, 4), "history_length": 3, "item_dropout": 0.0}
 
 
 def content() -> np.ndarray:
