@@ -1,6 +1,5 @@
 """What lies beside the versions of a pushed model: TF Serving's configurations, a compose file and a client."""
 
-import re
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -71,10 +70,8 @@ def serving_files(name: str, records: dict[str, Any], page: str) -> dict[str, st
         examples.setdefault(record["signature_name"], record["inputs"])
     client = Path(__file__).with_name("_client.py").read_text("utf-8")
     for start, value in {"TYPES: ": records.get("types", {}), "EXAMPLES: ": examples}.items():
-        line = re.search(rf"^{start}.* = {{}}$", client, re.M)
-        assert line, f"_client.py has no line {start}"
-        shown = line[0].removesuffix("{}") + pformat(value, width=110)
-        client = client[: line.start()] + shown + client[line.end() :]
+        place = client.index(" = {}", client.index(f"\n{start}")) + len(" = ")
+        client = client[:place] + pformat(value, width=110) + client[place + len("{}") :]
     client = client.replace('MODEL = "MODEL"', f'MODEL = "{name}"', 1).replace("model MODEL", f"model {name}", 1)
     texts = (
         MODELS.format(name=name),
