@@ -1,7 +1,7 @@
 """Splits of items and users by context: the tests, and the tables with the ids of both halves."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -328,6 +328,38 @@ def split_catalogue(table: pa.Table, side: str, splits: pa.Table) -> pa.Table:
     keep[len(table) :] = pc.is_valid(row).to_numpy()
     order = np.argsort(np.tile(np.arange(len(table)), 2)[keep], kind="stable")
     return both.filter(pa.array(keep)).take(pa.array(order))
+
+
+def half_rows(splits: pa.Table, side: str, ids: pa.Array, conditions: Mapping[str, pa.Array]) -> dict[str, np.ndarray]:
+    """What `shortlist.models._split_rows.SplitRows` is told of the rows of a vocabulary.
+
+    Args:
+      splits: the table of `find_splits`.
+      side: "item" or "user".
+      ids: the id of each row, R of them.
+      conditions: by dimension, in the order of the layer's, its conditions, from 1 on.
+
+    Returns:
+      `required` int32 `[R, C]`, `inverse` bool `[R]` and `sibling` int32 `[R]`.
+    """
+    own = splits.filter(pc.equal(splits["side"], side))
+    lists = own["condition"].combine_chunks()
+    parent, parts = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    needed = np.zeros((len(own) + 1, len(conditions)), np.int32)  # the last for rows that are no half
+    for j, (name, values) in enumerate(conditions.items()):
+        mine = pc.equal(parts.field("dimension"), name).to_numpy(zero_copy_only=False)
+        code = pc.fill_null(pc.index_in(parts.field("condition"), values), len(values)).to_numpy() + 1
+        needed[parent[mine], j] = code[mine]  # a condition that no row has stands past the last: it never holds
+    inside, outside = (
+        pc.fill_null(pc.index_in(ids, own[n].combine_chunks()), -1).to_numpy() for n in ("id_in", "id_out")
+    )
+    split = np.maximum(inside, outside)
+    sibling = np.arange(len(ids), dtype=np.int32)
+    for here, half in ((inside, "id_out"), (outside, "id_in")):
+        other = pc.fill_null(pc.index_in(own[half].combine_chunks(), ids), -1).to_numpy()
+        found = (here >= 0) & (np.append(other, -1)[here] >= 0)
+        sibling[found] = other[here[found]]
+    return {"required": needed[split], "inverse": outside >= 0, "sibling": sibling}
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:

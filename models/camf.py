@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import Query, register
 from shortlist.models._checks import require, require_integer, require_number
+from shortlist.models._conditions import checked_contexts, condition_columns
 
 DEVIATIONS = ("C", "CI", "CU", "CUCI", "low_rank")
 
@@ -262,9 +263,7 @@ class CAMF(BiasedMF):
         **kwargs: Any,
     ):
         super().__init__(num_users, num_items, embedding_dim, l2_bias, l2_factors, frequency_exponent, **kwargs)
-        known = isinstance(contexts, Mapping) and len(contexts) > 0
-        require(known, "`contexts` must give the number of conditions of at least one dimension.", contexts=contexts)
-        self.contexts = {name: require_integer(f"contexts.{name}", n) for name, n in contexts.items()}
+        self.contexts = checked_contexts(contexts)
         require(deviation in DEVIATIONS, f"`deviation` must be one of {', '.join(DEVIATIONS)}.", deviation=deviation)
         self.deviation, self.l2_deviation = deviation, require_number("l2_deviation", l2_deviation)
         self.rank = require_integer("rank", rank)
@@ -294,18 +293,9 @@ class CAMF(BiasedMF):
     def adapt(self, inputs: Mapping[str, np.ndarray], ratings: np.ndarray) -> None:
         super().adapt(inputs, ratings)
         inputs = {name: tf.constant(values, tf.int32) for name, values in inputs.items()}
-        conditions = self._conditions(inputs)
+        conditions = condition_columns(inputs, self.contexts)
         for name in self._cells():
             self._set_share(f"{name}_share", self._cell(name, inputs, conditions).numpy())
-
-    def _conditions(self, inputs: Query) -> tf.Tensor:
-        """int64 `[B, C]`: the column of each dimension's condition, 0 where it isn't known."""
-        found, first = [], 0
-        for name, size in self.contexts.items():
-            condition = tf.cast(inputs.get(f"context_{name}", tf.zeros_like(inputs["user"])), tf.int64)
-            found.append(tf.where((condition >= 1) & (condition <= size), condition + first, 0))
-            first += size
-        return tf.stack(found, axis=1)
 
     def _cell(self, name: str, inputs: Query, conditions: tf.Tensor) -> tf.Tensor:
         """The rows `[B, C]` of a flat table."""
@@ -315,7 +305,7 @@ class CAMF(BiasedMF):
         return row[:, tf.newaxis] * self.columns + conditions
 
     def _deviations(self, inputs: Query) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-        conditions = self._conditions(inputs)
+        conditions = condition_columns(inputs, self.contexts)
         known = tf.cast(conditions > 0, tf.float32)
         parts = {}
         for name in self._cells():
@@ -337,7 +327,7 @@ class CAMF(BiasedMF):
 
     def embed_query(self, query: Query) -> tf.Tensor:
         """float32 `[B, D + 2 + N + 1 or R]`: as in `BiasedMF`, then the known conditions as ones, or Σ w_c."""
-        conditions = self._conditions(query)
+        conditions = condition_columns(query, self.contexts)
         known = tf.cast(conditions > 0, tf.float32)
         vectors = super().embed_query(query)
         own = "user_context" if "user" in self.sides else "context" if not self.sides else ""
