@@ -37,6 +37,8 @@ class QuantileNormalization(tf.keras.layers.Layer):
     def adapt(self, values: np.ndarray) -> None:
         """Fits the quantiles to `values`, float `[M, F]`; NaN is left out, a column of nothing else becomes zeros."""
         shares = np.linspace(0, 1, self.num_quantiles)
+        if not self.num_features:
+            return  # NaN or not, there is nothing to fit
         values = np.where(np.isnan(values).all(axis=0), 0.0, values)
         self.boundaries.assign(np.nanquantile(values, shares, axis=0).T.astype(np.float32))
 

@@ -504,7 +504,7 @@ def test_all_ratings_teach_and_the_context_is_read(tmp_path: Path, inputs: Any, 
     assert float(model.mean) == pytest.approx(y.mean())
     assert int(model.optimizer.iterations) == 2 * -(-len(y) // 64)
     cells = np.unique(
-        x["item"].astype(int)[x["context_company"] > 0] * 4 + x["context_company"][x["context_company"] > 0]
+        x["item"].astype(int)[x["context_company"] > 0] * 5 + x["context_company"][x["context_company"] > 0]
     )
     np.testing.assert_array_equal(np.flatnonzero(model.item_context), cells)
 
