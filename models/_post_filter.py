@@ -158,7 +158,7 @@ class PostFilter(tf.keras.layers.Layer):
             there &= fit >= self.threshold
         scores = tf.where(there, scores, -np.inf)
         order = tf.argsort(scores, axis=1, direction="DESCENDING", stable=True)
-        return tuple(tf.gather(x, order, batch_dims=1) for x in (tf.where(there, items, 0), scores))  # type: ignore[return-value]
+        return tuple(tf.gather(x, order, batch_dims=1) for x in (tf.where(there, items, 0), scores))
 
     def get_config(self) -> dict[str, Any]:
         names = ("num_users", "num_items", "num_attributes", "mode", "smoothing", "threshold")
