@@ -55,7 +55,7 @@ def counted_added(size: int) -> str:
     """What the figures of `added` are of."""
     return (
         f"All lists have the same length, {size:,}. Recall is the mean over users; the shares are of all positives. "
-        "The union is one list made of all sources; `any` is all their lists together, the most that a union can find. "
+        "The union is one list made of all sources; `any` is all their lists together, the most that a union could find. "
         "A source earns its place by what no other finds."
     )
 
