@@ -1,11 +1,43 @@
-"""What the benchmarks that compare by user do alike: their table, and the JSON file of its rows."""
+"""What the benchmarks do alike: their arguments, their table, the JSON file of its rows, and a peer's memory."""
 
+import argparse
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 KEYS = ("case", "ours", "peer", "ratio", "bar", "ok")  # of a row in the JSON file
+
+
+def parser_of(text: str | None, quick: Mapping[str, Any], data: Sequence[str], workdir: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that compares by user, on sources of data."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {quick}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser.add_argument("--data", nargs="+", default=list(data), metavar="SOURCE", help=f"({' '.join(data)})")
+    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
+    parser.add_argument("--workdir", type=Path, default=Path(workdir), help=f"({workdir})")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str], quick: Mapping[str, Any]) -> argparse.Namespace:
+    """The arguments; with --quick, those of the small task where nothing else is given."""
+    a = parser.parse_args(argv)
+    if a.quick:
+        vars(a).update({key: value for key, value in quick.items() if getattr(a, key) == parser.get_default(key)})
+    return a
+
+
+def memory_of(program: str, argv: Sequence[str], name: str) -> int:
+    """What the benchmark prints with `--memory NAME`, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, program, *argv, "--memory", name], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"The memory of {name} could not be measured:\n{done.stderr}")
+    return int(done.stdout)
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

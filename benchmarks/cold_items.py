@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
-from _table import print_table, write_rows
+from _table import parsed, parser_of, print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._first_stage import retrieve
@@ -122,18 +122,10 @@ def mean_of_seeds(values: list[np.ndarray]) -> np.ndarray:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
-    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SOURCE", help="(demo)")
-    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
+    parser = parser_of(__doc__, QUICK, ["demo"], "runs/cold_items")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help=f"of {', '.join(FORMS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/cold_items"), help="(runs/cold_items)")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
-    return arguments
+    return parsed(parser, argv, QUICK)
 
 
 def main(argv: list[str]) -> int:

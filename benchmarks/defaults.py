@@ -19,7 +19,7 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-from _table import print_table, write_rows
+from _table import parsed, parser_of, print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._trials import best_trial
@@ -91,18 +91,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, QUICK, ["demo"], "runs/defaults")
     targets = [*model_names(), TWO_STAGE]
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
     parser.add_argument("--models", nargs="+", choices=targets, default=targets, metavar="MODEL", help=f"of {targets}")
-    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SOURCE", help="demo tfds:movielens/…")
-    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
     parser.add_argument("--trials", type=int, default=20, help="of each sweep, and of each stage of two_stage (20)")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/defaults"), help="(runs/defaults)")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
+    arguments = parsed(parser, argv, QUICK)
     if arguments.trials < 1:
         parser.error(f"--trials must be at least 1. Received: {arguments.trials}.")
     return arguments

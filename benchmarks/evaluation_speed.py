@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
+from _table import memory_of, parsed
 
 FIRST = 2  # rows 0 and 1 of a table of items are reserved
 QUICK = {"users": 4000, "items": 20_000, "tfrs_queries": 1024}
@@ -180,14 +180,6 @@ def peak_memory(name: str, task: Task) -> int:
     return int(status["VmHWM"].split()[0]) * 1024 // 1_000_000
 
 
-def memory_of(name: str, argv: list[str]) -> int:
-    command = [sys.executable, __file__, *argv, "--memory", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"The memory of {name} could not be measured:\n{done.stderr}")
-    return int(done.stdout)
-
-
 def rows(seconds: dict[str, list[float]], memory: dict[str, int], a: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for peer, bar in (("implicit", 1.0), ("tfrs", 0.1)):
@@ -233,11 +225,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
     parser.add_argument("--memory", choices=("ours", "implicit", "tfrs"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update(
-            {key: v for key, v in QUICK.items() if getattr(arguments, key) == parser.get_default(key)}
-        )
+    arguments = parsed(parser, argv, QUICK)
     for name in ("users", "items", "dim", "positives", "k", "threads", "rounds", "tfrs_queries"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1. Received: {getattr(arguments, name)}.")
@@ -252,7 +240,7 @@ def main(argv: list[str]) -> int:
     if arguments.memory:
         print(peak_memory(arguments.memory, task))
         return 0
-    memory = {name: memory_of(name, argv) for name in ("ours", "implicit", "tfrs")}
+    memory = {name: memory_of(__file__, argv, name) for name in ("ours", "implicit", "tfrs")}
     found = rows(measure(task), memory, arguments)
     show(found, arguments.threads)
     if arguments.json:

@@ -26,7 +26,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from _table import print_table, write_rows
+from _table import parsed, parser_of, print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._progress import quiet
@@ -101,19 +101,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data, names = ["demo", "simulated:impressions=1000000"], list(VARIANTS)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
-    parser.add_argument("--data", nargs="+", default=data, metavar="SOURCE", help=f"({' '.join(data)})")
-    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
+    parser = parser_of(__doc__, QUICK, ["demo", "simulated:impressions=1000000"], "runs/ranking_ladder")
+    names = list(VARIANTS)
     parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the ranker (0 1 2)")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/ranking_ladder"), help="(runs/ranking_ladder)")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
-    return arguments
+    return parsed(parser, argv, QUICK)
 
 
 def main(argv: list[str]) -> int:

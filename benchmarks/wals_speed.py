@@ -13,7 +13,6 @@ import ctypes
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
+from _table import memory_of
 
 ALPHA, L2, CG_STEPS = 10.0, 0.1, 3
 BARS = {"cg": {64: 0.6, 128: 0.8, 256: 1.0}, "cholesky": {64: 0.8, 128: 0.8, 256: 0.8}}
@@ -193,13 +193,7 @@ def peak_memory(name: str, a: argparse.Namespace) -> int:
 
 
 def memory(argv: list[str], a: argparse.Namespace) -> dict[str, Any]:
-    found = {}
-    for name in ("ours", "implicit"):
-        command = [sys.executable, __file__, *argv, "--memory", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"The memory of {name} could not be measured:\n{done.stderr}")
-        found[name] = int(done.stdout)
+    found = {name: memory_of(__file__, argv, name) for name in ("ours", "implicit")}
     ratio = found["ours"] / max(found["implicit"], 1)
     return row(
         f"{a.cells:,} cells, D = {a.dims[0]}, cg: peak memory in MB", found["ours"], found["implicit"], ratio, 1.5

@@ -37,6 +37,10 @@ def one_line(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(lines, ""), pa.scalar(None, pa.string()), lines)
 
 
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
 def with_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float32, null as NaN."""
     return column.cast(pa.float32()).fill_null(float("nan"))

@@ -117,15 +117,14 @@ def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":
         categories={name: data.items[f"category_{name}"] for name in data.state["categories"]},
         shared=tuple(data.state["shared_categories"]),
         numbers={name: data.items[f"number_{name}"] for name in data.state["numbers"]},
-        contexts={name: _by_condition(rows, keep, name, data) for name in data.kinds if name.startswith("context_")},
+        contexts={n: _by_condition(items, rows[n][keep], data.num_items, size) for n, size in data.contexts.items()},
     )
 
 
-def _by_condition(rows: dict[str, np.ndarray], keep: np.ndarray, name: str, data: EncodedData) -> np.ndarray:
-    """The positives of every item in every condition of a context, float64 `[I, N]`."""
-    size = data.state["request"][name]["size"]
-    cells = rows["item"][keep].astype(np.int64) * size + rows[name][keep]
-    return np.bincount(cells, minlength=data.num_items * size).reshape(data.num_items, size).astype(np.float64)
+def _by_condition(items: np.ndarray, conditions: np.ndarray, num_items: int, size: int) -> np.ndarray:
+    """How many rows every item has in every condition, float64 `[I, N]`."""
+    cells = items.astype(np.int64) * size + conditions
+    return np.bincount(cells, minlength=num_items * size).reshape(num_items, size).astype(np.float64)
 
 
 def retrieve(score: Callable[..., Any], queries: Queries, k: int, name: str, batch_size: int = 128) -> np.ndarray:

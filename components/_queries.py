@@ -81,6 +81,11 @@ class EncodedData:
         """What a query says beside user, history and time, a kind by name; see `query_spec`."""
         return {name: info["kind"] for name, info in self.state["request"].items()}
 
+    @property
+    def contexts(self) -> dict[str, int]:
+        """The contexts of a request, `context_<dimension>`, and how many rows a table of their conditions has."""
+        return {name: info["size"] for name, info in self.state["request"].items() if name.startswith("context_")}
+
     def request(self, rows: Rows, at: np.ndarray) -> Rows:
         """What the requests of the rows `at` say beside user, history and time; see `Query`."""
         found = {}

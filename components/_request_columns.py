@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shortlist import ShortlistError
-from shortlist.components._categories import category, one_line, vocabulary, with_nan
+from shortlist.components._categories import FIRST_ID, category, is_number, one_line, vocabulary, with_nan
 
-FIRST_ID = 2
 CONTEXT, USER, WORDS = "context_", "user_", "query"
 CONDITIONS = {
     "daypart": ("night", "morning", "afternoon", "evening"),
@@ -67,10 +66,10 @@ class RequestColumns:
             self._add(CONTEXT + name, pa.array(CONDITIONS[name], pa.string()), from_time=True)
         self._add_words(fitted["query"].drop_null().unique())
 
-    def _add(self, name: str, values: pa.Array, **further: Any) -> None:
+    def _add(self, name: str, values: pa.Array, kind: str = "category", **further: Any) -> None:
         if len(values):
             self.vocabularies[name] = values
-            self.state[name] = {"kind": "category", "size": len(values) + FIRST_ID, "file": name, **further}
+            self.state[name] = {"kind": kind, "size": len(values) + FIRST_ID, "file": name, **further}
 
     def _add_words(self, texts: pa.Array) -> None:
         if not self.config.query_words or not len(texts):
@@ -79,17 +78,15 @@ class RequestColumns:
 
         words = pa.chunked_array([pa.array(split_words(texts.to_pylist()).flat_values.numpy(), pa.binary())])
         values = vocabulary(words.cast(pa.string()), 1)[: self.config.query_words]
-        if len(values):
-            self._add(WORDS, values, length=self.config.query_length)
-            self.state[WORDS]["kind"] = "tokens"
+        self._add(WORDS, values, "tokens", length=self.config.query_length)
 
-    def of_rows(self, part: pa.Table, searches: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """The columns of interactions: contexts, and the row of `searches` that each one's words are."""
+    def of_rows(self, part: pa.Table, searches: pa.Array) -> dict[str, np.ndarray]:
+        """The columns of interactions: contexts, and the row of `searches.npy` that each one's words are."""
         found = {}
         for name, values in self.vocabularies.items():
             if name == WORDS:
-                rows = [searches.get(text, 0) for text in part["query"].to_pylist()] if searches else []
-                found[name] = np.array(rows, np.int32)
+                rows = pc.index_in(part["query"], value_set=searches, skip_nulls=True)
+                found[name] = (rows.fill_null(-1).to_numpy() + 1).astype(np.int32)
             elif self.state[name].get("from_time"):
                 found[name] = self._from_time(name, part["timestamp"])
             elif name.startswith(CONTEXT):
@@ -117,23 +114,23 @@ class RequestColumns:
                 found[name] = category(one_line(users[column]), values)
         return found
 
-    def write(self, out: Path, parts: Mapping[str, pa.Table]) -> dict[str, int]:
+    def write(self, out: Path, parts: Mapping[str, pa.Table]) -> pa.Array:
         """Writes the vocabularies, and of the words searched for `searches.npy` int32 `[N, T]`, row 0 for none.
 
         Returns:
-          The row of every text that is searched for in `parts`.
+          Every text that is searched for in `parts`, from row 1 on.
         """
         for name, values in self.vocabularies.items():
             (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in values.to_pylist()), "utf-8")
         if WORDS not in self.vocabularies:
-            return {}
+            return pa.array([], pa.string())
         from shortlist.models._transform import Words
 
         texts = pa.chunked_array([chunk for part in parts.values() for chunk in part["query"].chunks], pa.string())
-        texts = texts.drop_null().unique().to_pylist()
-        rows = Words(str(out / f"{WORDS}.txt"), self.config.query_length)(["", *texts]).numpy()
+        texts = texts.drop_null().unique()
+        rows = Words(str(out / f"{WORDS}.txt"), self.config.query_length)(["", *texts.to_pylist()]).numpy()
         np.save(out / "searches.npy", rows)
-        return {text: row for row, text in enumerate(texts, 1)}
+        return texts
 
 
 def _declared(config: Any, setting: str, users: pa.Table) -> list[str]:
@@ -143,9 +140,7 @@ def _declared(config: Any, setting: str, users: pa.Table) -> list[str]:
       ShortlistError: for a column that users don't have.
     """
     names = getattr(config, setting)
-    numbers = {
-        n for n in users.column_names if pa.types.is_integer(t := users.schema.field(n).type) or pa.types.is_floating(t)
-    }
+    numbers = {field.name for field in users.schema if is_number(field.type)}
     if names == type(config).model_fields[setting].default:
         return [n for n in names if n in users.column_names and (setting == "user_categories" or n in numbers)]
     for name in names:

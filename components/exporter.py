@@ -117,9 +117,8 @@ class Exporter(Component):
         )
         (out / "signatures.md").write_text(page, "utf-8")
         users = data.users["id"][data.users["user"] >= 2]
-        contexts = [name for name in data.kinds if name.startswith("context_")]
         chosen = choose_requests(ids[2:], users, newest, oldest, said(data))
-        requests = recorded_inputs(chosen, ids[2:], contexts)
+        requests = recorded_inputs(chosen, ids[2:], list(data.contexts))
         self._record(out, signatures, {name: requests[name] for name in signatures})
 
     def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
-from shortlist.components._categories import FIRST_ID, category, lookup, one_line, vocabulary, with_nan
+from shortlist.components._categories import FIRST_ID, category, is_number, lookup, one_line, vocabulary, with_nan
 from shortlist.components._config import Config
 from shortlist.components._request_columns import RequestColumns
 from shortlist.components.artifacts import Encoded, Splits
@@ -74,7 +74,7 @@ class TransformConfig(Config):
           ShortlistError: if a declared column is not there, or of another type.
         """
         found: list[list[str]] = []
-        for setting, fits, kind in (("categories", pa.types.is_string, "text"), ("numbers", _is_number, "numbers")):
+        for setting, fits, kind in (("categories", pa.types.is_string, "text"), ("numbers", is_number, "numbers")):
             names = getattr(self, setting)
             if names == type(self).model_fields[setting].default:
                 names = tuple(name for name in names if name in items.names and fits(items.field(name).type))
@@ -214,10 +214,6 @@ def _reserved(values: Any, fill: float) -> np.ndarray:
     """The values, behind those of the reserved rows."""
     values = np.asarray(values)
     return np.concatenate([np.full(FIRST_ID, fill, values.dtype), values])
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _positive(part: pa.Table, threshold: float | None) -> pa.ChunkedArray:

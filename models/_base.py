@@ -4,8 +4,9 @@ Ids inside a model are int32 rows of its tables. Behind a `Transform`, row 0 is 
 vocabulary"; both are masked whenever items are recommended.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -96,6 +97,13 @@ def register(name: str) -> Callable[[M], M]:
         return tf.keras.utils.register_keras_serializable("shortlist", name)(cls)
 
     return decorate
+
+
+def constructor_arguments(model: tf.keras.Model) -> dict[str, Any]:
+    """The config of a model that keeps every argument of its constructor as an attribute of the same name."""
+    parameters = inspect.signature(type(model).__init__).parameters.values()
+    names = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+    return {**{name: getattr(model, name) for name in names}, "name": model.name}
 
 
 @runtime_checkable

@@ -1,12 +1,11 @@
 """What the models have in common whose weights get their shape, and their values, from `fit`."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from shortlist.models._base import Query
+from shortlist.models._base import Query, constructor_arguments
 from shortlist.models._cells import Cells, read_cells
 from shortlist.models._checks import require
 
@@ -42,8 +41,7 @@ class ClosedForm(tf.keras.Model):
         return self.score_items(inputs)
 
     def get_config(self) -> dict[str, Any]:
-        arguments = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in [*arguments][1:] if name != "kwargs"} | {"name": self.name}
+        return constructor_arguments(self)
 
     def get_build_config(self) -> dict[str, Any] | None:
         return {"input_shape": list(self.table_shape)} if self.built else None

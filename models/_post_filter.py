@@ -62,10 +62,8 @@ class PostFilter(tf.keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_users, self.num_items = (
-            require_integer("num_users", num_users),
-            require_integer("num_items", num_items),
-        )
+        self.num_users = require_integer("num_users", num_users)
+        self.num_items = require_integer("num_items", num_items)
         self.num_attributes = require_integer("num_attributes", num_attributes)
         self.contexts = checked_contexts(contexts)
         require(mode in MODES, f"`mode` must be one of {', '.join(MODES)}.", mode=mode)
@@ -95,10 +93,8 @@ class PostFilter(tf.keras.layers.Layer):
         Raises:
           ShortlistError: without a positive, or for attributes of another shape.
         """
-        attributes, rule = (
-            np.asarray(attributes, np.float64),
-            f"`attributes` must be [{self.num_items}, {self.num_attributes}].",
-        )
+        attributes = np.asarray(attributes, np.float64)
+        rule = f"`attributes` must be [{self.num_items}, {self.num_attributes}]."
         require(attributes.shape == (self.num_items, self.num_attributes), rule, shape=attributes.shape)
         user, item = np.asarray(inputs["user"]), np.asarray(inputs["item"])
         require(len(user) > 0, "`inputs` must hold at least one positive.", positives=len(user))

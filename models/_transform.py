@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -137,6 +138,7 @@ def _month(day: tf.Tensor) -> tf.Tensor:
     return (from_march + 2) % 12 + 1
 
 
+@cache
 def utc_offsets(time_zone: str) -> tuple[np.ndarray, np.ndarray]:
     """When the offset of a time zone changes, from 1970 to 2037, and its offsets: int64 seconds `[N]` and `[N + 1]`."""
     zone = ZoneInfo(time_zone)

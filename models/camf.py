@@ -60,10 +60,8 @@ class BiasedMF(tf.keras.Model):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_users, self.num_items = (
-            require_integer("num_users", num_users),
-            require_integer("num_items", num_items),
-        )
+        self.num_users = require_integer("num_users", num_users)
+        self.num_items = require_integer("num_items", num_items)
         self.embedding_dim = require_integer("embedding_dim", embedding_dim)
         self.l2_bias, self.l2_factors = require_number("l2_bias", l2_bias), require_number("l2_factors", l2_factors)
         self.frequency_exponent = require_number("frequency_exponent", frequency_exponent)

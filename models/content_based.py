@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, Query, register
+from shortlist.models._base import FIRST_ID, Query, constructor_arguments, register
 from shortlist.models._checks import require, require_integer
 from shortlist.models._layers import last_n
 
@@ -181,18 +181,7 @@ class ContentBased(tfrs.Model):
         return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(inputs["label"], logits))
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "num_items": self.num_items,
-            "num_features": self.num_features,
-            "form": self.form,
-            "history_length": self.history_length,
-            "hash_buckets": self.hash_buckets,
-            "embedding_dim": self.embedding_dim,
-            "hidden_units": self.hidden_units,
-            "dropout": self.dropout,
-            "item_dropout": self.item_dropout,
-            "name": self.name,
-        }
+        return constructor_arguments(self)
 
 
 def _relative(weight: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, Factorized, Query, register
+from shortlist.models._base import FIRST_ID, Factorized, Query, constructor_arguments, register
 from shortlist.models._checks import require, require_integer
 from shortlist.models._nested import copy_weights, finite, restored
 
@@ -161,8 +161,7 @@ class Hybrid(tfrs.Model):
         return -tf.reduce_mean(tf.reduce_sum(found, 1) / tf.reduce_sum(there, 1))
 
     def get_config(self) -> dict[str, Any]:
-        names = ("num_items", "bases", "embedding_dim", "hidden_units", "dropout", "name")
-        return {name: getattr(self, name) for name in names}
+        return constructor_arguments(self)
 
 
 def _standardized(scores: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
+from shortlist.models._base import FIRST_ID, Query, constructor_arguments, masked_top_k, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._layers import last_n
 
@@ -246,17 +246,7 @@ class KnowledgeBased(tf.keras.Model):
         return self.score_items(inputs)
 
     def get_config(self) -> dict[str, Any]:
-        names = (
-            "num_items",
-            "attributes",
-            "numbers",
-            "relaxation",
-            "history_length",
-            "likes",
-            "refuse_after",
-            "middle",
-        )
-        return {name: getattr(self, name) for name in names} | {"name": self.name}
+        return constructor_arguments(self)
 
     def _score(self, broken: tf.Tensor) -> tf.Tensor:
         cost = tf.constant(2.0 ** np.arange(len(self.order)), tf.float32)

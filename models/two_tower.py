@@ -1,6 +1,5 @@
 """The candidate generator: a query tower over the watched items, a softmax over the catalogue."""
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, Query, register
+from shortlist.models._base import FIRST_ID, Query, constructor_arguments, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._item_content import ItemContent, mean_of_known, shares, table, weighted_sum
 from shortlist.models._layers import QuantileNormalization, last_n, powers
@@ -294,9 +293,7 @@ class TwoTower(tfrs.Model):
         return self.loss_layer(psi, inputs["label"], embed, inputs.get("weight"), training=training)
 
     def get_config(self) -> dict[str, Any]:
-        parameters = inspect.signature(type(self).__init__).parameters.values()
-        names = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
-        return {**{name: getattr(self, name) for name in names}, "name": self.name}
+        return constructor_arguments(self)
 
 
 def _pairs(categories: Categories) -> tuple[tuple[str, int], ...]:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, register
+from shortlist.models._base import FIRST_ID, constructor_arguments, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._layers import QuantileNormalization, last_n, powers
 
@@ -276,18 +276,4 @@ class WeightedLogistic(tf.keras.Model):
         return {"odds": odds, "watch": watch, "expected": odds if self.exact else odds * not_watched}
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "num_features": self.num_features,
-            "hidden_units": self.hidden_units,
-            "dropout": self.dropout,
-            "l2": self.l2,
-            "num_quantiles": self.num_quantiles,
-            "cross_layers": self.cross_layers,
-            "embedding_dim": self.embedding_dim,
-            "num_items": self.num_items,
-            "history_length": self.history_length,
-            "use_powers": self.use_powers,
-            "ignored": self.ignored,
-            "exact": self.exact,
-            "name": self.name,
-        }
+        return constructor_arguments(self)

@@ -114,22 +114,47 @@ def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items
     return tf.SparseTensor(cells, np.ones(len(cells), np.float32), [num_users, num_items])
 
 
-def next_item_batches(
-    examples: NextItemExamples, epochs: int, first: int, batch_size: int, seed: int
+def epoch_batches(
+    draw: Callable[[np.random.Generator], Callable[[slice], Any]],
+    size: int,
+    spec: Any,
+    config: Any,
+    first: int,
 ) -> tuple[tf.data.Dataset, int]:
-    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here, and how many
-    an epoch has."""
-    rng, steps = np.random.default_rng(seed), -(-len(examples) // batch_size)
+    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here.
 
-    def generate() -> Iterator[dict[str, Any]]:
-        for number in range(epochs):
-            epoch = examples.epoch(rng)
-            for step in range(steps if number >= first else 0):
-                yield {name: values[step * batch_size : (step + 1) * batch_size] for name, values in epoch.items()}
+    Args:
+      draw: draws an epoch; what it returns makes the batch of a slice of its examples.
+      size: examples an epoch.
+      spec: of a batch.
+      config: with `epochs`, `batch_size` and `seed`.
+      first: the epoch to begin with.
+
+    Returns:
+      The data set, and how many batches an epoch has.
+    """
+    rng = np.random.default_rng(config.seed)
+
+    def generate() -> Iterator[Any]:
+        for number in range(config.epochs):
+            batch = draw(rng)
+            for start in range(0, size if number >= first else 0, config.batch_size):
+                yield batch(slice(start, start + config.batch_size))
+
+    batches = tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8)
+    return batches, -(-size // config.batch_size)
+
+
+def next_item_batches(examples: NextItemExamples, config: Any, first: int) -> tuple[tf.data.Dataset, int]:
+    """`epoch_batches` of examples."""
+
+    def draw(rng: np.random.Generator) -> Callable[[slice], dict[str, np.ndarray]]:
+        epoch = examples.epoch(rng)
+        return lambda part: {name: values[part] for name, values in epoch.items()}
 
     one = examples.at(examples.usable[:1])
     spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in one.items()}
-    return tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8), steps
+    return epoch_batches(draw, len(examples), spec, config, first)
 
 
 def with_vectors(models: Mapping[str, Any]) -> Any:

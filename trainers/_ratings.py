@@ -1,6 +1,6 @@
 """What the trainers of rating models do alike."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shortlist.models._base import FIRST_ID
 from shortlist.trainers._common import (
     EpochsConfig,
     callbacks,
+    epoch_batches,
     load,
     prepare,
     save,
@@ -71,10 +72,10 @@ def train_ratings(
     model.adapt(x, y)
     if not start:
         model.compile(tf.keras.optimizers.Adagrad(config.learning_rate))
-    steps = -(-len(y) // config.batch_size)
+    batches, steps = _batches(x, y, config, first)
     validate = validate_retriever(model, data, name, config.patience)
     history = model.fit(
-        _batches(x, y, config, first),
+        batches,
         epochs=config.epochs,
         initial_epoch=first,
         steps_per_epoch=steps,
@@ -91,16 +92,10 @@ def ratings(rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {name: rows[name][keep] for name in names}, rows["rating"][keep].astype(np.float32)
 
 
-def _batches(x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int) -> tf.data.Dataset:
-    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here."""
-    rng = np.random.default_rng(config.seed)
-
-    def epochs() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        for number in range(config.epochs):
-            order = rng.permutation(len(y))
-            for begin in range(0, len(y) if number >= first else 0, config.batch_size):
-                part = order[begin : begin + config.batch_size]
-                yield {name: values[part] for name, values in x.items()}, y[part]
+def _batches(x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int) -> tuple[tf.data.Dataset, int]:
+    def draw(rng: np.random.Generator) -> Callable[[slice], tuple[dict[str, np.ndarray], np.ndarray]]:
+        order = rng.permutation(len(y))
+        return lambda part: ({name: values[order[part]] for name, values in x.items()}, y[order[part]])
 
     spec = ({name: tf.TensorSpec([None], tf.int32) for name in x}, tf.TensorSpec([None], tf.float32))
-    return tf.data.Dataset.from_generator(epochs, output_signature=spec).prefetch(8)
+    return epoch_batches(draw, len(y), spec, config, first)

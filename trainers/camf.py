@@ -29,8 +29,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     """
 
     def make(data: EncodedData) -> tuple[CAMF, list[str]]:
-        said = data.state["request"]
-        contexts = {n.removeprefix("context_"): said[n]["size"] for n in said if n.startswith("context_")}
+        contexts = {name.removeprefix("context_"): size for name, size in data.contexts.items()}
         if not contexts:
             raise ShortlistError(
                 "`camf` needs a context. Give columns `context_<dimension>`, or use biased_mf. Received: none."

@@ -78,7 +78,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     if start is None:
         model.set_trained(examples.item[examples.usable])
         model.compile(AdamWithTables(config.learning_rate, config.table_learning_rate))
-    batches, steps = next_item_batches(examples, config.epochs, first, config.batch_size, config.seed)
+    batches, steps = next_item_batches(examples, config, first)
     validate = validate_retriever(model, data, "content_based", config.patience)
     history = model.fit(
         batches,

@@ -1,6 +1,6 @@
 """Trains `Hybrid` on what its bases were not fitted to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from shortlist.trainers._common import (
     EpochsConfig,
     bases,
     callbacks,
+    epoch_batches,
     latest,
     load,
     prepare,
@@ -73,11 +74,12 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     start, first = start_of(inputs)
     model = start or _new(config, data, bases(inputs), rows["item"][~late & rows["positive"]])
     validate = validate_retriever(model, data, "hybrid", config.patience)
+    batches, steps = _batches(examples, config, first)
     history = model.fit(
-        _batches(examples, config, first),
+        batches,
         epochs=config.epochs,
         initial_epoch=first,
-        steps_per_epoch=-(-len(examples.user) // config.batch_size),
+        steps_per_epoch=steps,
         verbose=0,
         callbacks=callbacks("hybrid: epochs", config.epochs, workdir, config.patience, validate),
     )
@@ -133,18 +135,12 @@ class Examples:
         return found
 
 
-def _batches(examples: Examples, config: Config, first: int) -> tf.data.Dataset:
-    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here."""
-    rng = np.random.default_rng(config.seed)
-
-    def epochs() -> Iterator[dict[str, Any]]:
-        for number in range(config.epochs):
-            order = rng.permutation(len(examples.user))
-            cold = rng.random(len(order)) < config.cold_share
-            for step in range(0, len(order) if number >= first else 0, config.batch_size):
-                part = slice(step, step + config.batch_size)
-                yield examples.batch(order[part], cold[part])
+def _batches(examples: Examples, config: Config, first: int) -> tuple[tf.data.Dataset, int]:
+    def draw(rng: np.random.Generator) -> Callable[[slice], dict[str, np.ndarray]]:
+        order = rng.permutation(len(examples.user))
+        cold = rng.random(len(order)) < config.cold_share
+        return lambda part: examples.batch(order[part], cold[part])
 
     one = examples.batch(np.zeros(1, np.int64), np.zeros(1, bool))
     spec = {k: tf.TensorSpec([None] * v.ndim, v.dtype) for k, v in one.items()}
-    return tf.data.Dataset.from_generator(epochs, output_signature=spec).prefetch(4)
+    return epoch_batches(draw, len(examples.user), spec, config, first)

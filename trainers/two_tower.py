@@ -1,8 +1,8 @@
 """Trains `TwoTower`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from shortlist.trainers._common import (
     EpochsConfig,
     callbacks,
     load,
+    next_item_batches,
     prepare,
     save,
     serving,
@@ -77,11 +78,12 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
+    batches, steps = next_item_batches(examples, config, first)
     history = model.fit(
-        batches(config, examples, first),
+        batches,
         epochs=config.epochs,
         initial_epoch=first,
-        steps_per_epoch=steps_of(config, examples),
+        steps_per_epoch=steps,
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
@@ -109,11 +111,6 @@ def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExam
     return examples
 
 
-def steps_of(config: Config, examples: NextItemExamples) -> int:
-    """Batches an epoch."""
-    return -(-len(examples) // config.batch_size)
-
-
 def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
     years, items = data.year_bucket(), data.items
@@ -122,7 +119,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     said = data.state["request"] if config.request else {}
     of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
     numbers, tokens = of_kind["number"], of_kind["tokens"]
-    steps = steps_of(config, examples)
+    steps = -(-len(examples) // config.batch_size)
     shared: tuple[str, ...] = (
         "embedding_dim",
         "history_length",
@@ -189,20 +186,3 @@ def title_tokens(titles: np.ndarray, length: int, least: int = 2) -> tuple[np.nd
     out = np.zeros((len(titles), length), np.int32)
     out[of[place < length], place[place < length]] = rows[place < length]
     return out, len(known) + FIRST_ID
-
-
-def batches(config: Config, examples: NextItemExamples, first: int = 0) -> tf.data.Dataset:
-    """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here."""
-    rng = np.random.default_rng(config.seed)
-    steps = steps_of(config, examples)
-
-    def epochs() -> Iterator[dict[str, Any]]:
-        for number in range(config.epochs):
-            epoch = examples.epoch(rng)
-            for step in range(steps if number >= first else 0):
-                part = slice(step * config.batch_size, (step + 1) * config.batch_size)
-                yield {key: value[part] for key, value in epoch.items()}
-
-    one = examples.at(examples.usable[:1])
-    spec = {k: tf.TensorSpec([None, *v.shape[1:]], v.dtype) for k, v in one.items()}
-    return tf.data.Dataset.from_generator(epochs, output_signature=spec).prefetch(8)
