@@ -31,24 +31,26 @@ TENSORFLOW_BARS = {"cg": 2.5, "cholesky": 3.0}
 QUICK = {"dims": [64], "cells": 500_000}
 
 
-def power_law(users: int, items: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of different cells, by row."""
+def power_law(users: int, items: int, cells: int) -> np.ndarray:
+    """The rows and columns of different cells, int64 `[cells, 2]`, by row."""
     rng = np.random.default_rng(0)
     shares = [(np.arange(n) + n / 100) ** -0.8 for n in (users, items)]
     found = np.empty(0, np.int64)
     while len(found) < cells:
         row, column = (rng.choice(len(share), cells, p=share / share.sum()) for share in shares)
         found = np.union1d(found, row * items + column)
-    rows, columns = np.divmod(np.sort(rng.permutation(found)[:cells]), items)
-    return rows, columns
+    return np.stack(np.divmod(np.sort(rng.permutation(found)[:cells]), items), axis=1)
 
 
 class Task:
     """One matrix, and one iteration of it by each system, each from a start of its own."""
 
     def __init__(self, users: int, items: int, cells: int, threads: int):
+        import tensorflow as tf
+
         self.shape, self.threads = (users, items), threads
-        self.rows, self.columns = power_law(users, items, cells)
+        self.indices = tf.identity(power_law(users, items, cells))  # without it, the tensor would hold a second copy
+        self.places = np.asarray(self.indices)  # a view
 
     def model(self, dim: int, solver: str, backend: str = "numba") -> tuple[Any, Any, Any]:
         """Ours at its start, and the rows of both sides."""
@@ -57,9 +59,8 @@ class Task:
         from shortlist.models._wals import read_sides
         from shortlist.models.wals import WALS
 
-        places = np.stack([self.rows, self.columns], axis=1)
-        ones = np.ones(len(places), np.float32)
-        x, c = (tf.SparseTensor(places, values, self.shape) for values in (ones, (1 + ALPHA) * ones))
+        x = tf.SparseTensor(self.indices, tf.ones(len(self.places)), self.shape)
+        c = x.with_values((1 + ALPHA) * x.values)
         options = {"solver": solver, "cg_steps": CG_STEPS, "backend": backend}
         model = WALS(dim, unobserved_weight=1.0, l2=L2, frequency_exponent=0.0, **options)
         by_user, by_item = read_sides(x, c, dim)
@@ -79,8 +80,8 @@ class Task:
         from implicit.cpu import _als
         from scipy.sparse import csr_matrix
 
-        values = np.full(len(self.rows), 1 + ALPHA, np.float32)
-        by_user = csr_matrix((values, (self.rows, self.columns)), self.shape)
+        values = np.full(len(self.places), 1 + ALPHA, np.float32)
+        by_user = csr_matrix((values, self.places.T), self.shape)
         by_item = by_user.T.tocsr()
         rng = np.random.default_rng(0)
         users, items = (rng.normal(0, 0.1 / dim**0.5, (n, dim)).astype(np.float32) for n in self.shape)
@@ -98,7 +99,7 @@ class Task:
         from irspack.recommenders.ials import IALSTrainer, LossType, str_to_solver_type
         from scipy.sparse import csr_matrix
 
-        x = csr_matrix((np.ones(len(self.rows), np.float32), (self.rows, self.columns)), self.shape)
+        x = csr_matrix((np.ones(len(self.places), np.float32), self.places.T), self.shape)
         start, native = (ALPHA, L2, 0.0, 0.1, str_to_solver_type(solver)), (LossType.ORIGINAL, 0, self.threads)
         return IALSTrainer(x, dim, *start, CG_STEPS, 64, *native, CG_STEPS, 1).run_epoch
 
@@ -127,7 +128,7 @@ def speed(task: Task, a: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for dim in a.dims:
         for solver in ("cg", "cholesky"):
-            case = f"{len(task.rows):,} cells, D = {dim}, {solver}: seconds"
+            case = f"{len(task.places):,} cells, D = {dim}, {solver}: seconds"
             ours, implicit = task.ours(dim, solver), task.implicit(dim, solver)
             bar = BARS[solver].get(dim)
             found.append(row(f"{case}, implicit", *paired(ours, implicit, a.rounds), bar))
@@ -160,17 +161,17 @@ def time_to_loss(task: Task, dim: int, a: argparse.Namespace) -> dict[str, Any]:
         exact, goal = reach("cholesky", None)
         pairs.append((reach("block", goal * (1 + 1e-4))[0], exact))
     ours, peer = (statistics.median(values) for values in zip(*pairs, strict=True))
-    case = f"{len(task.rows):,} cells, D = {dim}: seconds to the same loss (to 1e-4), block to cholesky"
+    case = f"{len(task.places):,} cells, D = {dim}: seconds to the same loss (to 1e-4), block to cholesky"
     return row(case, ours, peer, statistics.median(x / y for x, y in pairs), 0.5)
 
 
 def growth(task: Task, a: argparse.Namespace) -> dict[str, Any]:
     """Ten times the cells, with the sides that MovieLens-10M has where the matrix is that of MovieLens-1M."""
     users, items = task.shape
-    larger = Task(users * 10, items * 3, len(task.rows) * 10, a.threads)
+    larger = Task(users * 10, items * 3, len(task.places) * 10, a.threads)
     dim = a.dims[0]
     measured = paired(larger.ours(dim, "cg"), task.ours(dim, "cg"), a.rounds)
-    return row(f"D = {dim}, cg: seconds, {len(larger.rows):,} cells to {len(task.rows):,}", *measured, 11.0)
+    return row(f"D = {dim}, cg: seconds, {len(larger.places):,} cells to {len(task.places):,}", *measured, 11.0)
 
 
 def status(name: str) -> int:
@@ -180,7 +181,11 @@ def status(name: str) -> int:
 
 
 def peak_memory(name: str, a: argparse.Namespace) -> int:
-    """MB that one system's data and two iterations take at most."""
+    """MB that one system's data and two iterations take at most.
+
+    The indices of the cells count on our side, since a SparseTensor holds them, and not on implicit's, which makes
+    its own from them.
+    """
     dim = a.dims[0]
     getattr(Task(50, 40, 300, a.threads), name)(dim, "cg")()  # imports and compiles
     task = Task(a.users, a.items, a.cells, a.threads)
@@ -189,7 +194,8 @@ def peak_memory(name: str, a: argparse.Namespace) -> int:
     before = status("VmRSS")
     iterate = getattr(task, name)(dim, "cg")
     iterate(), iterate()
-    return status("VmHWM") - before
+    held = task.places.nbytes // 1_000_000 if name == "ours" else 0
+    return status("VmHWM") - before + held
 
 
 def memory(argv: list[str], a: argparse.Namespace) -> dict[str, Any]:

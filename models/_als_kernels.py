@@ -4,7 +4,7 @@ Each kernel solves the rows of one batch, and threads take batches as they get f
 their own, so the result depends neither on the threads nor on the rows that share a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,7 +36,7 @@ CONVERGED = 1e-14
 
 def solve_rows(
     rows: PaddedRows,
-    start: np.ndarray,
+    start: Callable[[np.ndarray], np.ndarray],
     other: np.ndarray,
     gram: np.ndarray,
     ridge: np.ndarray,
@@ -49,23 +49,23 @@ def solve_rows(
 
     Args:
       rows: the batches.
-      start: float32 `[R, D]`, the factors of that side so far: what cg and block start from.
+      start: gives the factors so far of rows of the table `[B]`, float32 `[B, D]`: what cg and block start from.
       other: float32 `[M, D]`, the factors of the other side.
       gram: float32 `[D, D]`, otherᵀ other.
-      ridge: float32 `[R]`, the weight of |u|² for each row.
+      ridge: float32 `[R]`, the weight of |u|² for each row of `rows`.
       w0: the weight of an empty cell.
       solver: "cholesky", "cg" or "block".
       cg_steps: of "cg".
       block_size: of "block".
 
     Yields:
-      The rows, int64 `[B]`; their factors, float32 `[B, D]`; and Σ c (a − u·v)² − w0 (u·v)² over their cells.
+      The rows of the table, `[B]`; their factors, float32 `[B, D]`; and Σ c (a − u·v)² − w0 (u·v)² over their cells.
     """
     dim = other.shape[1]
     wide = np.zeros((-(-dim // LANES) * LANES, padded(dim)), np.float32)
     wide[:dim, :dim] = np.float32(w0) * gram
-    cells, other = rows.cells, np.ascontiguousarray(other, np.float32)
-    sparse = (cells.starts, cells.columns, cells.values, rows.weights)
+    cells = rows.cells
+    sparse = (cells.starts, cells.columns, cells.values, cells.weights)
 
     kernels: dict[str, tuple[Any, ...]] = {
         "cholesky": (_cholesky,),
@@ -74,12 +74,19 @@ def solve_rows(
     }
     kernel, *options = kernels[solver]
 
-    def batch(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        factors = start[ids]
-        return ids, factors, kernel(ids, *sparse, other, wide, ridge[ids], np.float32(w0), factors, *options)
+    def batch(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        ids = rows.ids[local]
+        factors = start(ids)
+        return ids, factors, kernel(local, *sparse, other, wide, ridge[local], np.float32(w0), factors, *options)
 
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         yield from pool.map(batch, rows.batches)
+
+
+@numba.njit(cache=True, nogil=True)
+def _at(numbers: np.ndarray, cell: int) -> np.float32:
+    """The number of a cell; see `Cells` for those that all share one."""
+    return numbers[min(cell, len(numbers) - 1)]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -121,11 +128,14 @@ def _combine(vectors: np.ndarray, columns: np.ndarray, factors: np.ndarray, y: n
 
 
 @numba.njit(cache=True, nogil=True, fastmath=FAST)
-def _observed(targets: np.ndarray, weights: np.ndarray, w0: np.float32, scores: np.ndarray) -> float:
+def _observed(
+    targets: np.ndarray, weights: np.ndarray, low: int, high: int, w0: np.float32, scores: np.ndarray
+) -> float:
+    """What the cells from `low` to `high` add to the objective; `scores` are theirs."""
     total = 0.0
-    for k in range(len(targets)):
-        error = targets[k] - scores[k]
-        total += weights[k] * error * error - w0 * scores[k] * scores[k]
+    for k in range(high - low):
+        error = _at(targets, low + k) - scores[k]
+        total += _at(weights, low + k) * error * error - w0 * scores[k] * scores[k]
     return total
 
 
@@ -157,18 +167,19 @@ def _cholesky(
         for first in range(low, high, GATHERED):
             count = min(GATHERED, high - first)
             for k in range(count):
-                v, c = other[columns[first + k]], weights[first + k]
+                v, c = other[columns[first + k]], _at(weights, first + k)
+                wanted = c * _at(targets, first + k)
                 for d in range(dim):
                     right[k, d] = v[d]
                     left[k, d] = (c - w0) * v[d]
-                    x[d] += c * targets[first + k] * v[d]
+                    x[d] += wanted * v[d]
             add_gram(system, left, right, 0, dim, count)
         factorize(system, left, dim)
         solve(system, x, dim)
         for first in range(low, high, GATHERED):
             last = min(first + GATHERED, high)
             _dots(other, columns[first:last], x, scores)
-            observed += _observed(targets[first:last], weights[first:last], w0, scores)
+            observed += _observed(targets, weights, first, last, w0, scores)
     return observed
 
 
@@ -222,7 +233,8 @@ def _cg(
                 near = scores[i, first - low : last - low]
                 _dots(other, columns[first:last], p[i], near)
                 for k in range(first, last):
-                    coefficient[k - first] = weights[k] * targets[k] - (weights[k] - w0) * near[k - first]
+                    c = _at(weights, k)
+                    coefficient[k - first] = c * _at(targets, k) - (c - w0) * near[k - first]
                 _combine(other, columns[first:last], coefficient, r[i])
             length[i] = dot(r[i], r[i])
             goal[i] = max(np.float32(CONVERGED) * length[i], np.float32(1e-30))
@@ -238,7 +250,7 @@ def _cg(
                     near = change[first - low : last - low]
                     _dots(other, columns[first:last], p[i], near)
                     for k in range(first, last):
-                        coefficient[k - first] = (weights[k] - w0) * near[k - first]
+                        coefficient[k - first] = (_at(weights, k) - w0) * near[k - first]
                     _combine(other, columns[first:last], coefficient, product)
                 if length[i] <= goal[i]:
                     continue
@@ -252,7 +264,7 @@ def _cg(
                 length[i] = new
         for i in range(size):
             low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
-            observed += _observed(targets[low:high], weights[low:high], w0, scores[i])
+            observed += _observed(targets, weights, low, high, w0, scores[i])
     return observed
 
 
@@ -295,8 +307,9 @@ def _block(
                 count = min(GATHERED, high - first)
                 for k in range(count):
                     cell = first + k
-                    v, excess = other[columns[cell], begin : begin + size], weights[cell] - w0
-                    toward = weights[cell] * targets[cell] - excess * scores[cell - low]
+                    v, c = other[columns[cell], begin : begin + size], _at(weights, cell)
+                    excess = c - w0
+                    toward = c * _at(targets, cell) - excess * scores[cell - low]
                     for d in range(size):
                         right[k, d] = v[d]
                         left[k, d] = excess * v[d]
@@ -307,5 +320,5 @@ def _block(
             add_scaled(u[begin : begin + size], np.float32(1), x)
             for cell in range(low, high):
                 scores[cell - low] += dot(other[columns[cell], begin : begin + size], x)
-        observed += _observed(targets[low:high], weights[low:high], w0, scores)
+        observed += _observed(targets, weights, low, high, w0, scores)
     return observed

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shortlist import ShortlistError
 from shortlist.models._cells import Cells, read_cells
 from shortlist.models._checks import require
 
@@ -24,22 +23,23 @@ class PaddedRows:
     is longer has a batch to itself.
 
     Args:
-      cells: the targets.
-      weights: float32 `[N]`, the confidence of each cell.
+      cells: targets and confidences.
       dim: D.
       rows: which rows; all if None.
       batch_cells: see above.
+      ids: int `[R]`, the rows of the table of factors that the rows of `cells` stand for; the same if None.
     """
 
     def __init__(
         self,
         cells: Cells,
-        weights: np.ndarray,
         dim: int,
         rows: np.ndarray | None = None,
         batch_cells: int = BATCH_CELLS,
+        ids: np.ndarray | None = None,
     ):
-        self.cells, self.weights = cells, weights
+        self.cells = cells
+        self.ids = np.arange(cells.shape[0], dtype=np.int32) if ids is None else ids
         self.lengths = np.diff(cells.starts)
         rows = np.arange(cells.shape[0]) if rows is None else np.asarray(rows)
         filled = self.lengths[rows] > 0
@@ -55,38 +55,30 @@ class PaddedRows:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def parts(self) -> Iterator["PaddedRows"]:
+        """The rows that are in memory at once."""
+        yield self
+
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.batches:
             position = np.arange(self.lengths[rows[0]])
             inside = position < self.lengths[rows, np.newaxis]  # [B, L]
             index = np.where(inside, self.cells.starts[rows, np.newaxis] + position, 0)
             columns = np.where(inside, self.cells.columns[index], -1)
-            yield rows, columns, self.cells.values[index], self.weights[index]
+            yield rows, columns, _take(self.cells.values, index), _take(self.cells.weights, index)
+
+
+def _take(numbers: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The numbers of cells; see `Cells` for those that all share one."""
+    return numbers[index] if len(numbers) > 1 else np.full(index.shape, numbers[0])
 
 
 def read_sides(
     x: tf.SparseTensor, sample_weight: tf.SparseTensor | None, dim: int, name: str = "x", duplicates: str = "sum"
 ) -> tuple[PaddedRows, PaddedRows]:
-    """A matrix and its confidences by row and by column.
-
-    Raises:
-      ShortlistError: for what `read_cells` refuses, and confidences that are negative or belong to other cells.
-    """
-    cells = read_cells(x, name, duplicates)
-    weights = np.ones_like(cells.values)
-    if sample_weight is not None:
-        given = read_cells(sample_weight, "sample_weight", duplicates)
-        rule = f"`sample_weight` must have a value for exactly the cells of {name}."
-        require(given.same_places_as(cells), rule, cells=len(given.rows), cells_of_x=len(cells.rows))
-        weights = given.values
-        if (weights < 0).any():
-            wrong = int(np.argmax(weights < 0))
-            raise ShortlistError(
-                "`sample_weight` must not be negative; give 0 to a cell that is to be ignored. "
-                f"Received: {weights[wrong]:g} in row {cells.rows[wrong]}, column {cells.columns[wrong]}."
-            )
-    order = np.argsort(cells.columns, kind="stable")
-    return PaddedRows(cells, weights, dim), PaddedRows(cells.transposed(), weights[order], dim)
+    """A matrix and its confidences by row and by column; raises what `read_cells` does."""
+    cells = read_cells(x, name, duplicates, sample_weight)
+    return PaddedRows(cells, dim), PaddedRows(cells.transposed(), dim)
 
 
 def require_rows(name: str, rows: Any, size: int) -> np.ndarray:

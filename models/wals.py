@@ -21,6 +21,10 @@ _PADDED = tuple(tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.fl
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
 
 
+def _put(factors: tf.Variable, rows: np.ndarray, values: np.ndarray) -> None:
+    factors.scatter_update(tf.IndexedSlices(values, rows))
+
+
 @register("wals")
 class WALS(FoldsIn):
     """Factorizes a users × items matrix, its empty cells included, by alternating least squares.
@@ -94,6 +98,7 @@ class WALS(FoldsIn):
 
     def make_weights(self, rows: int, columns: int) -> None:
         def factors(name: str, size: int, stream: int) -> tf.Variable:
+            @tf.function  # scales the draws in their own memory
             def start(shape: Any, dtype: Any = None) -> tf.Tensor:
                 stddev = self.init_stddev / self.embedding_dim**0.5
                 return tf.random.stateless_normal(shape, [self.seed, stream], stddev=stddev)
@@ -133,8 +138,8 @@ class WALS(FoldsIn):
           A History with `loss`, the objective after each epoch, and `val_loss`.
 
         Raises:
-          ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, negative or misplaced
-            confidences, and factors that are no longer finite.
+          ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, and factors that are
+            no longer finite.
         """
         by_user, by_item = self._read("x", x, sample_weight, duplicates)
         held_out = None if validation_data is None else self._read("validation_data", validation_data)
@@ -178,26 +183,28 @@ class WALS(FoldsIn):
         """
         own, other = self._sides(side)
         hooks = callbacks or tf.keras.callbacks.CallbackList()
-        factors, given = own.numpy().copy(), other.numpy()
-        factors[rows.empty] = 0.0
-        gram = gramian(given).astype(np.float32)
+        given = other.value()
+        gram = gramian(np.asarray(given)).astype(np.float32)
         numba = self.backend == "numba" or (self.backend == "auto" and not tf.config.list_physical_devices("GPU"))
-        batches = (self._solve_with_numba if numba else self._solve_with_tensorflow)(rows, factors, given, gram)
-        observed = 0.0
-        for step in range(first_step, first_step + len(rows)):
-            hooks.on_train_batch_begin(step)
-            ids, solved, part = next(batches)
-            if not np.isfinite(solved).all():
-                row = ids[~np.isfinite(solved).all(axis=1)].min()
-                raise ShortlistError(
-                    f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are not "
-                    "finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
-                    f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
-                )
-            factors[ids] = solved
-            observed += part
-            hooks.on_train_batch_end(step)
-        own.assign(factors)
+        solve = self._solve_with_numba if numba else self._solve_with_tensorflow
+        observed, step = 0.0, first_step
+        for part in rows.parts():
+            _put(own, part.ids[part.empty], np.zeros((len(part.empty), self.embedding_dim), np.float32))
+            batches = solve(part, own, given, gram)
+            for _ in range(len(part)):
+                hooks.on_train_batch_begin(step)
+                ids, solved, added = next(batches)
+                if not np.isfinite(solved).all():
+                    row = ids[~np.isfinite(solved).all(axis=1)].min()
+                    raise ShortlistError(
+                        f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are "
+                        "not finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
+                        f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
+                    )
+                _put(own, ids, solved)
+                observed += added
+                hooks.on_train_batch_end(step)
+                step += 1
         if side == "users":
             self.item_gramian.assign(gram)
         return observed
@@ -225,20 +232,23 @@ class WALS(FoldsIn):
         constants = (self.unobserved_weight, self.l2, self.frequency_exponent)
         return _als_graph.systems(columns, targets, weights, other, gram, *constants)
 
-    def _solve_with_tensorflow(
-        self, rows: PaddedRows, factors: np.ndarray, other: np.ndarray, gram: np.ndarray
-    ) -> Solved:
-        given = tf.convert_to_tensor(other)
-        for ids, *batch in rows:
-            solved, part = self._solve_batch(*batch, given, gram, factors[ids])
+    def _solve_with_tensorflow(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
+        for local, *batch in rows:
+            ids = rows.ids[local]
+            solved, part = self._solve_batch(*batch, other, gram, tf.gather(own, ids))
             yield ids, solved.numpy(), float(part)
 
-    def _solve_with_numba(self, rows: PaddedRows, factors: np.ndarray, other: np.ndarray, gram: np.ndarray) -> Solved:
+    def _solve_with_numba(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
         from shortlist.models._als_kernels import solve_rows  # numba, which a loaded model does not need
 
         w0 = self.unobserved_weight
         ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
-        return solve_rows(rows, factors, other, gram, ridge, w0, self.solver, self.cg_steps, self.block_size)
+
+        def start(ids: np.ndarray) -> np.ndarray:
+            return tf.gather(own, ids).numpy()
+
+        solver = (self.solver, self.cg_steps, self.block_size)
+        return solve_rows(rows, start, np.asarray(other), gram, ridge, w0, *solver)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX))
     def _solve_batch(
@@ -275,16 +285,16 @@ class WALS(FoldsIn):
         return self._loss(*self._read("x", x, sample_weight))
 
     def _loss(self, by_user: PaddedRows, by_item: PaddedRows) -> float:
-        users, items = self.user_factors.numpy(), tf.convert_to_tensor(self.item_factors)
-        parts = [float(self._observed_loss(*batch, items, users[rows])) for rows, *batch in by_user]
+        users, items = self.user_factors.value(), self.item_factors.value()
+        parts = [float(self._observed_loss(*batch, items, tf.gather(users, rows))) for rows, *batch in by_user]
         return self._objective(sum(parts), by_user, by_item)
 
     def _objective(self, observed: float, by_user: PaddedRows, by_item: PaddedRows) -> float:
-        users, items = self.user_factors.numpy(), self.item_factors.numpy()
+        users, items = (np.asarray(factors.value()) for factors in (self.user_factors, self.item_factors))
         total = observed + self.unobserved_weight * float((gramian(users) * gramian(items)).sum())
         for own, rows, size in ((users, by_user, len(items)), (items, by_item, len(users))):
             n = rows.lengths + self.unobserved_weight * size
-            total += self.l2 * float(n**self.frequency_exponent @ np.square(own, dtype=np.float64).sum(axis=1))
+            total += self.l2 * float(n**self.frequency_exponent @ np.einsum("rd,rd->r", own, own))
         return total
 
     def _read(

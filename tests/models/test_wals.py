@@ -147,14 +147,14 @@ def test_many_half_steps_of_an_inexact_solver_end_at_the_exact_solution(options:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_neither_threads_nor_batches_change_a_bit(solver: str) -> None:
     observed, target, weight = random_case(13, users=90, items=70)
-    cells, c = read_cells(sparse(observed, target)), weight[observed].astype(np.float32)
+    cells = read_cells(sparse(observed, target), sample_weight=sparse(observed, weight))
     found, threads = [], numba.get_num_threads()
     for number, size in ((1, 65_536), (threads, 65_536), (threads, 1), (threads, 700)):
         model = WALS(18, l2=0.1, init_stddev=1.0, solver=solver, block_size=7, backend="numba")
         model.fit(sparse(observed), epochs=0, verbose=0)
         numba.set_num_threads(number)
         try:
-            model.half_step("users", PaddedRows(cells, c, dim=18, batch_cells=size))
+            model.half_step("users", PaddedRows(cells, dim=18, batch_cells=size))
         finally:
             numba.set_num_threads(threads)
         found.append(model.user_factors.numpy())
@@ -182,7 +182,8 @@ def test_half_step_of_some_rows_leaves_the_others() -> None:
     model.fit(sparse(observed, target), epochs=1, verbose=0)
     before = model.user_factors.numpy()
     some = np.array([11, 3, 5])
-    rows = PaddedRows(read_cells(sparse(observed, target)), weight[observed].astype(np.float32), dim=3, rows=some)
+    cells = read_cells(sparse(observed, target), sample_weight=sparse(observed, weight))
+    rows = PaddedRows(cells, dim=3, rows=some)
     model.half_step("users", rows)
     expected = oracles.wals_half_step(target, weight, observed, model.item_factors.numpy(), 0.1, 0.1, 1.0)
     np.testing.assert_allclose(model.user_factors.numpy()[some], expected[some], rtol=1e-4, atol=1e-5)
@@ -272,8 +273,8 @@ def test_checkerboard_recommends_the_own_block() -> None:
 @pytest.mark.parametrize("batch_cells", [1, 20, 65_536])
 def test_batches_hold_every_cell_once_within_their_size(batch_cells: int) -> None:
     observed, target, weight = random_case(6)
-    cells = read_cells(sparse(observed, target))
-    rows = PaddedRows(cells, weight[observed].astype(np.float32), dim=4, batch_cells=batch_cells)
+    cells = read_cells(sparse(observed, target), sample_weight=sparse(observed, weight))
+    rows = PaddedRows(cells, dim=4, batch_cells=batch_cells)
     found = np.zeros((2, *observed.shape))
     for ids, columns, targets, weights in rows:
         assert len(ids) == 1 or columns.size + 4 * len(ids) <= batch_cells
