@@ -283,12 +283,12 @@ def _block(
     block_size: int,
 ) -> float:
     """One exact step in each block of coordinates after the other; the scores of the cells follow along."""
-    dim = other.shape[1]
+    dim, most = other.shape[1], _longest(ids, starts)
     stride = padded(block_size)
     system = np.zeros((stride - LANES, stride), np.float32)
-    right, left = np.zeros((GATHERED, stride), np.float32), np.zeros((GATHERED, stride), np.float32)
+    right, left = np.zeros((most, stride), np.float32), np.zeros((GATHERED, stride), np.float32)
     negative = np.zeros((PANEL, stride), np.float32)
-    scores = np.empty(_longest(ids, starts), np.float32)
+    scores, step = np.empty(most, np.float32), np.empty(block_size, np.float32)
     observed = 0.0
     for n in range(len(ids)):
         low, high = starts[ids[n]], starts[ids[n] + 1]
@@ -296,29 +296,29 @@ def _block(
         _dots(other, columns[low:high], u, scores)
         for begin in range(0, dim, block_size):
             size = min(block_size, dim - begin)
-            x = np.zeros(size, np.float32)
-            for d in range(dim):
-                add_scaled(x, -u[d], gram[d, begin : begin + size])
+            x, part = step[:size], u[begin : begin + size]
             for d in range(size):
+                x[d] = -ridge[n] * part[d]
                 system[d, :size] = gram[begin + d, begin : begin + size]
                 system[d, d] += ridge[n]
-                x[d] -= ridge[n] * u[begin + d]
-            for first in range(low, high, GATHERED):
-                count = min(GATHERED, high - first)
+            for d in range(dim):
+                add_scaled(x, -u[d], gram[d, begin : begin + size])
+            for first in range(0, high - low, GATHERED):
+                count = min(GATHERED, high - low - first)
                 for k in range(count):
-                    cell = first + k
+                    cell = low + first + k
                     v, c = other[columns[cell], begin : begin + size], _at(weights, cell)
                     excess = c - w0
-                    toward = c * _at(targets, cell) - excess * scores[cell - low]
+                    toward = c * _at(targets, cell) - excess * scores[first + k]
                     for d in range(size):
-                        right[k, d] = v[d]
+                        right[first + k, d] = v[d]
                         left[k, d] = excess * v[d]
                         x[d] += toward * v[d]
-                add_gram(system, left, right, 0, size, count)
+                add_gram(system, left, right[first:], 0, size, count)
             factorize(system, negative, size)
             solve(system, x, size)
-            add_scaled(u[begin : begin + size], np.float32(1), x)
-            for cell in range(low, high):
-                scores[cell - low] += dot(other[columns[cell], begin : begin + size], x)
+            add_scaled(part, np.float32(1), x)
+            for k in range(high - low):
+                scores[k] += dot(right[k, :size], x)
         observed += _observed(targets, weights, low, high, w0, scores)
     return observed

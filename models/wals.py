@@ -1,4 +1,7 @@
-"""WALS: matrix factorization of implicit feedback by weighted alternating least squares."""
+"""WALS: matrix factorization of implicit feedback by weighted alternating least squares.
+
+Past 400 lines because the objective, its training and what is asked of the factors share their notation.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -9,16 +12,37 @@ import tensorflow as tf
 from shortlist import ShortlistError
 from shortlist.models import _als_graph
 from shortlist.models._base import FIRST_ID, Query, masked_top_k, register
+from shortlist.models._cells import Cells, read_cells
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._fold_in import FoldsIn
-from shortlist.models._wals import PaddedRows, gramian, read_new_rows, read_sides, require_rows
+from shortlist.models._wals import (
+    DAMPING,
+    PaddedRows,
+    RowStream,
+    biases,
+    centered,
+    gramian,
+    read_new_rows,
+    read_targets,
+    require_rows,
+    two_sides,
+)
+from shortlist.models._wals_progress import Progress
 
 Side = Literal["users", "items"]
 SOLVERS = ("cholesky", "cg", "block")
 BACKENDS = ("auto", "numba", "tensorflow")
+CENTERS = ("none", "mean", "biases")
+Rows = PaddedRows | RowStream
 Solved = Iterator[tuple[np.ndarray, np.ndarray, float]]
 _PADDED = tuple(tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.float32, tf.float32))
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
+
+
+@tf.function(reduce_retracing=True)
+def _draws(shape: tf.Tensor, seed: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
+    """From a normal distribution, scaled in their own memory."""
+    return tf.random.stateless_normal(shape, seed, stddev=stddev)
 
 
 def _put(factors: tf.Variable, rows: np.ndarray, values: np.ndarray) -> None:
@@ -37,6 +61,12 @@ class WALS(FoldsIn):
     "cholesky" solves each row exactly. "cg" takes `cg_steps` steps of conjugate gradients from the row's factors as
     they were; "block" solves `block_size` coordinates at a time, the others held (iALS++). In the end all three agree.
 
+    For explicit ratings, `center` takes the mean μ off the targets first, or μ + b_u + b_i with b_i = Σ c (a − μ) /
+    (Σ c + 5) over the cells of an item and b_u = Σ c (a − μ − b_i) / (Σ c + 5) over those of a user; `predict` adds
+    them again, and items are ordered by u·v + b_i. With w0 = 0 only the observed ratings are factorized.
+
+    A weight for each row or column is a factor of the confidences: c_ui = row_u column_i in `sample_weight`.
+
     Source: Hu, Koren and Volinsky 2008, eq. 3–5; Rendle et al. 2022 for n and ν. There w0 applies to all cells, here
     to the empty ones alone. Takács et al. 2011 for "cg", Rendle et al. 2021 for "block".
 
@@ -50,10 +80,12 @@ class WALS(FoldsIn):
       solver: "cholesky", "cg" or "block".
       cg_steps: of "cg", a half-step.
       block_size: of "block"; at D or above it is "cholesky".
+      center: what is taken off the targets, "none", "mean" or "biases".
       backend: of training. "numba" is for CPUs, "tensorflow" for any device; "auto" takes numba where no GPU is.
 
-    Call: a `Query`, of which only `history` is used: it is folded in as a new row with a = c = 1, so users need not be
-    known. A repeated item is one cell; rows 0 (padding) and 1 (out of vocabulary) say nothing. → scores float32
+    Call: a `Query`, of which only `history` is used: it is folded in as a new row with a = 1 and the mean confidence of
+    the cells that were fitted, so users need not be known; where targets are centered, a = 1 is one above what the
+    biases say. A repeated item is one cell; rows 0 (padding) and 1 (out of vocabulary) say nothing. → scores float32
     `[B, I]`.
 
     Raises:
@@ -79,6 +111,7 @@ class WALS(FoldsIn):
         solver: str = "cholesky",
         cg_steps: int = 3,
         block_size: int = 64,
+        center: str = "none",
         backend: str = "auto",
         **kwargs: Any,
     ):
@@ -93,15 +126,16 @@ class WALS(FoldsIn):
         self.solver = solver
         self.cg_steps = require_integer("cg_steps", cg_steps)
         self.block_size = require_integer("block_size", block_size)
+        require(center in CENTERS, f"`center` must be one of: {', '.join(CENTERS)}.", center=center)
+        self.center = center
         require(backend in BACKENDS, f"`backend` must be one of: {', '.join(BACKENDS)}.", backend=backend)
         self.backend = backend
 
     def make_weights(self, rows: int, columns: int) -> None:
         def factors(name: str, size: int, stream: int) -> tf.Variable:
-            @tf.function  # scales the draws in their own memory
             def start(shape: Any, dtype: Any = None) -> tf.Tensor:
                 stddev = self.init_stddev / self.embedding_dim**0.5
-                return tf.random.stateless_normal(shape, [self.seed, stream], stddev=stddev)
+                return _draws(tf.constant(shape), tf.constant([self.seed, stream]), tf.constant(stddev))
 
             return self.add_weight(name, (size, self.embedding_dim), tf.float32, start, trainable=False)
 
@@ -109,10 +143,17 @@ class WALS(FoldsIn):
         self.item_factors = factors("item_factors", columns, 1)  # [I, D]
         shape = (self.embedding_dim, self.embedding_dim)
         self.item_gramian = self.add_weight("item_gramian", shape, tf.float32, "zeros", trainable=False)
+        self.mean_confidence = self.add_weight("mean_confidence", (), tf.float32, "ones", trainable=False)
+        self.offsets = []  # the mean, and the biases of users and items
+        if self.center != "none":
+            shapes = {"mean": (), "user_bias": (rows,), "item_bias": (columns,)}
+            self.offsets = [
+                self.add_weight(n, size, tf.float32, "zeros", trainable=False) for n, size in shapes.items()
+            ]
 
     def fit(
         self,
-        x: tf.SparseTensor,
+        x: tf.SparseTensor | tuple[tf.data.Dataset, tf.data.Dataset],
         *,
         sample_weight: tf.SparseTensor | None = None,
         epochs: int = 1,
@@ -121,11 +162,14 @@ class WALS(FoldsIn):
         validation_data: tf.SparseTensor | None = None,
         initial_epoch: int = 0,
         duplicates: str = "sum",
+        checkpoint_dir: str | None = None,
     ) -> tf.keras.callbacks.History:
         """Trains, from where the model stands if it was fitted or loaded.
 
         Args:
-          x: `[U, I]`, the targets a of the observed cells, 1 for implicit feedback; any order of indices.
+          x: `[U, I]`, the targets a of the observed cells, 1 for implicit feedback; any order of indices. Or, for a
+            matrix larger than memory, a pair of data sets, of the users' rows and of the items': see `RowStream` for
+            their batches; the model is built first, `model.build((users, items))`.
           sample_weight: the confidences c ≥ 0 of the same cells; 1 where None.
           epochs: the number of the last epoch.
           verbose: as in Keras.
@@ -133,16 +177,20 @@ class WALS(FoldsIn):
           validation_data: `[U, I]`, whose `loss` is logged as `val_loss`.
           initial_epoch: the epoch to start from, when a run goes on.
           duplicates: "sum" adds up the values given for one cell (and its confidences), "refuse" raises.
+          checkpoint_dir: a folder that gets the model's state after each half-step. A run that finds one there goes on
+            after that half-step and ends with the factors of one that was never interrupted.
 
         Returns:
           A History with `loss`, the objective after each epoch, and `val_loss`.
 
         Raises:
-          ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, and factors that are
-            no longer finite.
+          ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, data sets that
+            `RowStream` refuses, the checkpoint of another model, and factors that are no longer finite.
         """
-        by_user, by_item = self._read("x", x, sample_weight, duplicates)
-        held_out = None if validation_data is None else self._read("validation_data", validation_data)
+        by_user, by_item = self._rows_to_fit(x, sample_weight, duplicates)
+        held_out = None if validation_data is None else self._sides_of(self._read("validation_data", validation_data))
+        progress = Progress(self, checkpoint_dir)
+        done = max(2 * initial_epoch, int(progress.done))
         verbose = 1 if verbose == "auto" else verbose
         hooks = tf.keras.callbacks.CallbackList(
             callbacks,
@@ -151,15 +199,20 @@ class WALS(FoldsIn):
             model=self,
             verbose=verbose,
             epochs=epochs,
-            steps=len(by_item) + len(by_user),
+            steps=len(by_item) + len(by_user) or None,
         )
         self.stop_training = False
         hooks.on_train_begin()
         logs: dict[str, float] = {}
-        for epoch in range(initial_epoch, epochs):
+        for epoch in range(done // 2, epochs):
             hooks.on_epoch_begin(epoch)
-            self.half_step("items", by_item, hooks)
+            if done <= 2 * epoch:
+                self.half_step("items", by_item, hooks)
+                progress.finish(2 * epoch + 1)
+            else:
+                by_item.count()
             observed = self.half_step("users", by_user, hooks, first_step=len(by_item))
+            progress.finish(2 * epoch + 2)
             logs = {"loss": self._objective(observed, by_user, by_item)}
             if held_out:
                 logs["val_loss"] = self._loss(*held_out)
@@ -169,12 +222,67 @@ class WALS(FoldsIn):
         hooks.on_train_end(logs)
         return self.history
 
-    def half_step(self, side: Side, rows: PaddedRows, callbacks: Any = None, first_step: int = 0) -> float:
+    def evaluate(
+        self,
+        x: tf.SparseTensor,
+        *,
+        sample_weight: tf.SparseTensor | None = None,
+        verbose: int | str = "auto",
+        return_dict: bool = False,
+    ) -> Any:
+        """The objective on a matrix and the error of its observed cells.
+
+        Args:
+          x: `[U, I]`, as for `fit`.
+          sample_weight: as for `fit`.
+          verbose: 0 prints nothing.
+          return_dict: whether to return a dictionary.
+
+        Returns:
+          `loss`, as `loss`, and `rmse`, √(Σ c (a − u·v)² / Σ c) over the observed cells; two numbers, or by name.
+        """
+        self.require_fitted()
+        by_user, by_item = self._sides_of(self._read("x", x, sample_weight))
+        errors, scores = self._observed_sums(by_user)
+        total = by_user.mean_weight * len(by_user.cells.columns)
+        loss = self._objective(errors - self.unobserved_weight * scores, by_user, by_item)
+        found = {"loss": loss, "rmse": (errors / total) ** 0.5 if total else 0.0}
+        if verbose:
+            tf.keras.utils.Progbar(1).update(1, list(found.items()))
+        return found if return_dict else list(found.values())
+
+    def predict(self, x: Any, **arguments: Any) -> np.ndarray:
+        """The expected targets of some cells, or the scores of queries.
+
+        Args:
+          x: a pair of int `[N]`, the users and the items; or what Keras's `predict` takes, queries in batches.
+          **arguments: of Keras's `predict`.
+
+        Returns:
+          float32 `[N]`, u·v and what `center` took off; or `[B, I]`, see `score_items`.
+
+        Raises:
+          ShortlistError: for a user or item that is not in the table.
+        """
+        if not isinstance(x, tuple | list):
+            return super().predict(x, **arguments)
+        self.require_fitted()
+        rows = [
+            require_rows(name, ids, n) for name, ids, n in zip(("users", "items"), x, self.table_shape, strict=True)
+        ]
+        u, v = (tf.gather(*pair) for pair in zip((self.user_factors, self.item_factors), rows, strict=True))
+        expected = tf.reduce_sum(u * v, axis=1)
+        if self.offsets:
+            mean, *offsets = self.offsets
+            expected += mean + sum(tf.gather(*pair) for pair in zip(offsets, rows, strict=True))
+        return expected.numpy()
+
+    def half_step(self, side: Side, rows: Rows, callbacks: Any = None, first_step: int = 0) -> float:
         """Solves rows of one side, given the other; the others of that side stay as they are.
 
         Args:
           side: which factors to solve for.
-          rows: the batches of that side.
+          rows: the batches of that side, in memory or from a data set.
           callbacks: a Keras CallbackList to tell of each batch.
           first_step: the number of the first batch in its epoch.
 
@@ -207,6 +315,7 @@ class WALS(FoldsIn):
                 step += 1
         if side == "users":
             self.item_gramian.assign(gram)
+            self.mean_confidence.assign(rows.mean_weight)
         return observed
 
     def project(
@@ -235,8 +344,8 @@ class WALS(FoldsIn):
     def _solve_with_tensorflow(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
         for local, *batch in rows:
             ids = rows.ids[local]
-            solved, part = self._solve_batch(*batch, other, gram, tf.gather(own, ids))
-            yield ids, solved.numpy(), float(part)
+            solved, (errors, scores) = self._solve_batch(*batch, other, gram, tf.gather(own, ids))
+            yield ids, solved.numpy(), float(errors - self.unobserved_weight * scores)
 
     def _solve_with_numba(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
         from shortlist.models._als_kernels import solve_rows  # numba, which a loaded model does not need
@@ -268,28 +377,33 @@ class WALS(FoldsIn):
             solved = _als_graph.block(systems, start, self.block_size)
         else:
             solved = _als_graph.cholesky(systems)
-        return solved, self._observed_loss(columns, targets, weights, other, solved)
+        return solved, self._observed(columns, targets, weights, other, solved)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
-    def _observed_loss(
+    def _observed(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, own: tf.Tensor
     ) -> tf.Tensor:
-        """Σ c (a − u·v)² − w0 (u·v)² over the observed cells of a batch, float64."""
+        """Σ c (a − u·v)² and Σ (u·v)² over the observed cells of a batch, float64 `[2]`."""
         score = tf.linalg.matvec(tf.gather(other, tf.maximum(columns, 0)), own)  # [B, L]
-        cell = weights * tf.square(targets - score) - self.unobserved_weight * tf.square(score)
-        return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64))
+        cell = tf.stack([weights * tf.square(targets - score), tf.square(score)])  # [2, B, L]
+        return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64), axis=[1, 2])
+
+    def _observed_sums(self, by_user: PaddedRows) -> tuple[float, float]:
+        users, items = self.user_factors.value(), self.item_factors.value()
+        parts = [self._observed(*batch, items, tf.gather(users, rows)) for rows, *batch in by_user]
+        errors, scores = np.sum(parts, axis=0)
+        return float(errors), float(scores)
 
     def loss(self, x: tf.SparseTensor, sample_weight: tf.SparseTensor | None = None) -> float:
         """The objective on a matrix `[U, I]`, over all its cells, with the factors as they are; see `fit`."""
         self.require_fitted()
-        return self._loss(*self._read("x", x, sample_weight))
+        return self._loss(*self._sides_of(self._read("x", x, sample_weight)))
 
     def _loss(self, by_user: PaddedRows, by_item: PaddedRows) -> float:
-        users, items = self.user_factors.value(), self.item_factors.value()
-        parts = [float(self._observed_loss(*batch, items, tf.gather(users, rows))) for rows, *batch in by_user]
-        return self._objective(sum(parts), by_user, by_item)
+        errors, scores = self._observed_sums(by_user)
+        return self._objective(errors - self.unobserved_weight * scores, by_user, by_item)
 
-    def _objective(self, observed: float, by_user: PaddedRows, by_item: PaddedRows) -> float:
+    def _objective(self, observed: float, by_user: Rows, by_item: Rows) -> float:
         users, items = (np.asarray(factors.value()) for factors in (self.user_factors, self.item_factors))
         total = observed + self.unobserved_weight * float((gramian(users) * gramian(items)).sum())
         for own, rows, size in ((users, by_user, len(items)), (items, by_item, len(users))):
@@ -299,14 +413,32 @@ class WALS(FoldsIn):
 
     def _read(
         self, name: str, x: tf.SparseTensor, sample_weight: tf.SparseTensor | None = None, duplicates: str = "sum"
-    ) -> tuple[PaddedRows, PaddedRows]:
-        sides = read_sides(x, sample_weight, self.embedding_dim, name, duplicates)
-        shape = sides[0].cells.shape
+    ) -> Cells:
+        cells = read_cells(x, name, duplicates, sample_weight)
         if not self.built:
-            self.build(shape)
+            self.build(cells.shape)
         rule = f"`{name}` must have the shape that the model was fitted to, {self.table_shape}."
-        require(shape == self.table_shape, rule, shape=shape)
-        return sides
+        require(cells.shape == self.table_shape, rule, shape=cells.shape)
+        return cells
+
+    def _sides_of(self, cells: Cells) -> tuple[PaddedRows, PaddedRows]:
+        if self.offsets:
+            cells = centered(cells, *(offset.numpy() for offset in self.offsets))
+        return two_sides(cells, self.embedding_dim)
+
+    def _rows_to_fit(self, x: Any, sample_weight: tf.SparseTensor | None, duplicates: str) -> tuple[Rows, Rows]:
+        if not isinstance(x, tuple | list):
+            cells = self._read("x", x, sample_weight, duplicates)
+            for offset, value in zip(self.offsets, biases(cells, self.center) if self.offsets else (), strict=True):
+                offset.assign(value)
+            return self._sides_of(cells)
+        rule = "`x` as a pair of data sets needs a model that knows its shape; call build((users, items)) first."
+        require(self.built, rule, built=self.built)
+        rule = "`center` and sample_weight are for matrices; let the data sets hold what is to be fitted."
+        require(self.center == "none" and sample_weight is None, rule, center=self.center)
+        users, items = x
+        shape, dim = self.table_shape, self.embedding_dim
+        return RowStream(users, shape, dim, "users"), RowStream(items, shape[::-1], dim, "items")
 
     def _sides(self, side: Side) -> tuple[tf.Variable, tf.Variable]:
         require(side in ("users", "items"), "`side` must be 'users' or 'items'.", side=side)
@@ -320,23 +452,32 @@ class WALS(FoldsIn):
         repeated = ordered == tf.pad(ordered, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
         columns = tf.where(repeated | (ordered < FIRST_ID), -1, ordered)
         ones = tf.ones_like(columns, tf.float32)
-        return self.project(columns, ones, ones, tf.convert_to_tensor(self.item_factors), self.item_gramian)
+        factors = tf.convert_to_tensor(self.item_factors)
+        vectors = self.project(columns, ones, self.mean_confidence * ones, factors, self.item_gramian)
+        return self._with_one(vectors)
+
+    def _with_one(self, vectors: tf.Tensor) -> tf.Tensor:
+        """`[B, D]`, and with biases a 1 more for that of the item."""
+        return tf.pad(vectors, [[0, 0], [0, int(self.center == "biases")]], constant_values=1.0)
 
     def item_vectors(self) -> tf.Tensor:
-        """V, float32 `[I, D]`."""
+        """V, float32 `[I, D]`; with biases, `[I, D + 1]`, b_i the last."""
         self.require_fitted()
-        return tf.convert_to_tensor(self.item_factors)
+        factors = tf.convert_to_tensor(self.item_factors)
+        return tf.concat([factors, self.offsets[2][:, tf.newaxis]], 1) if self.center == "biases" else factors
 
     def score_items(self, query: Query) -> tf.Tensor:
-        """u·v for every item, float32 `[B, I]`."""
-        return tf.linalg.matmul(self.embed_query(query), self.item_factors, transpose_b=True)
+        """u·v for every item, float32 `[B, I]`; with biases u·v + b_i."""
+        return tf.linalg.matmul(self.embed_query(query), self.item_vectors(), transpose_b=True)
 
-    def fold_in(self, items: Any, weights: Any = None) -> tf.Tensor:
+    def fold_in(self, items: Any, weights: Any = None, targets: Any = None) -> tf.Tensor:
         """The exact factors of users never seen: what `fit` would give them with the items as they are.
 
         Args:
           items: int `[B, L]`, what each has, once each; negative values pad.
-          weights: float `[B, L]`, the confidences c ≥ 0; 1 where None. The targets are 1.
+          weights: float `[B, L]`, the confidences c ≥ 0; 1 where None.
+          targets: float `[B, L]`, a, from which the mean and the biases are taken where the model has them; 1 where
+            None, without taking anything off.
 
         Returns:
           float32 `[B, D]`; zeros for a user without an item.
@@ -344,7 +485,19 @@ class WALS(FoldsIn):
         Raises:
           ShortlistError: for an unknown or repeated item, and a weight that is negative or not finite.
         """
-        return _als_graph.cholesky(self._systems(*self._new_rows(items, weights)))
+        columns, ones, confidences, *other = self._new_rows(items, weights)
+        a = ones if targets is None else self._centered_rows(columns, targets, confidences)
+        return _als_graph.cholesky(self._systems(columns, a, confidences, *other))
+
+    def _centered_rows(self, columns: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
+        """The targets of new users less the mean and the biases, their own included."""
+        targets = read_targets(targets, columns)
+        if not self.offsets:
+            return targets
+        mean, _, of_items = (offset.numpy() for offset in self.offsets)
+        left = np.where(columns >= 0, targets - mean - of_items[np.maximum(columns, 0)], 0.0)
+        own = (weights * left).sum(1, keepdims=True) / (weights.sum(1, keepdims=True) + DAMPING)
+        return left - own.astype(np.float32) if self.center == "biases" else left
 
     def explain(self, items: Any, item: Any, weights: Any = None) -> tf.Tensor:
         """How much each past item adds to the score of another for a user who has just these (Hu et al. 2008, sec. 5).
@@ -392,6 +545,40 @@ class WALS(FoldsIn):
         rule = f"`users` must be rows from 0 to {last}; fold a new user in with embed_query."
         inside = rows.size == 0 or bool(rows.min() >= 0 and rows.max() <= last)
         require(inside, rule, users=[int(row) for row in rows if not 0 <= row <= last][:1])
-        vectors = tf.gather(self.user_factors, rows)  # [B, D]
-        scores = tf.linalg.matmul(vectors, self.item_factors, transpose_b=True)
+        vectors = self._with_one(tf.gather(self.user_factors, rows))  # [B, D]
+        scores = tf.linalg.matmul(vectors, self.item_vectors(), transpose_b=True)
         return masked_top_k(scores, k, exclude, first_id)
+
+    def similar_items(self, items: Any, k: int = 10, first_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
+        """The items with the largest cosines of the factors, themselves left out.
+
+        Args:
+          items: int `[B]`.
+          k: at least 1.
+          first_id: as for `recommend`.
+
+        Returns:
+          As `recommend`, with cosines for scores. An item without factors is nobody's neighbour.
+
+        Raises:
+          ShortlistError: for an unknown item or k below 1.
+        """
+        return self._similar("items", items, self.item_factors, k, first_id)
+
+    def similar_users(self, users: Any, k: int = 10, first_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
+        """As `similar_items`, of users; those never seen are given as float `[B, D]`, the factors of `fold_in`."""
+        return self._similar("users", users, self.user_factors, k, first_id)
+
+    def _similar(
+        self, name: str, rows: Any, factors: tf.Variable, k: int, first_id: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        self.require_fitted()
+        k, rows, length = require_integer("k", k), np.asarray(rows), tf.norm(factors, axis=1)
+        known = rows.ndim == 1
+        if known:
+            rows = require_rows(name, rows, len(factors))
+        vectors = tf.gather(factors, rows) if known else tf.convert_to_tensor(rows, tf.float32)  # [B, D]
+        products = tf.linalg.matmul(vectors, factors, transpose_b=True)
+        cosine = tf.math.divide_no_nan(products, tf.norm(vectors, axis=1, keepdims=True) * length)
+        cosine = tf.where(length > 0, cosine, -np.inf)  # [B, N]
+        return masked_top_k(cosine, k, rows[:, np.newaxis] if known else None, first_id)
