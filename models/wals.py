@@ -576,7 +576,7 @@ class WALS(FoldsIn):
         k, rows, length = require_integer("k", k), np.asarray(rows), tf.norm(factors, axis=1)
         known = rows.ndim == 1
         if known:
-            rows = require_rows(name, rows, len(factors))
+            rows = require_rows(name, rows, factors.shape[0])
         vectors = tf.gather(factors, rows) if known else tf.convert_to_tensor(rows, tf.float32)  # [B, D]
         products = tf.linalg.matmul(vectors, factors, transpose_b=True)
         cosine = tf.math.divide_no_nan(products, tf.norm(vectors, axis=1, keepdims=True) * length)

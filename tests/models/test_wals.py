@@ -3,7 +3,11 @@
 Past 400 lines because every rule of one objective is tested in one place.
 """
 
+import contextlib
 import functools
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,7 @@ class TestWALS(ModelContract):
         ({"solver": "lu"}, "`solver` must be one of: cholesky, cg, block. Received: solver='lu'."),
         ({"cg_steps": 0}, "`cg_steps` must be an integer of at least 1. Received: cg_steps=0."),
         ({"block_size": 2.5}, "`block_size` must be an integer of at least 1. Received: block_size=2.5."),
+        ({"center": "user"}, "`center` must be one of: none, mean, biases. Received: center='user'."),
         ({"backend": "gpu"}, "`backend` must be one of: auto, numba, tensorflow. Received: backend='gpu'."),
         (
             {"unobserved_weight": float("inf")},
@@ -160,6 +165,20 @@ def test_neither_threads_nor_batches_change_a_bit(solver: str) -> None:
         found.append(model.user_factors.numpy())
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_cells_that_share_one_target_and_confidence_count_as_any_others(solver: str) -> None:
+    observed = random_case(16)[0]
+    x = sparse(observed, np.full(observed.shape, 2.0))
+    model = WALS(3, 0.3, l2=0.1, init_stddev=1.0, **EXACT[solver])
+    history = model.fit(x, sample_weight=x.with_values(1.5 * x.values), epochs=1, verbose=0)
+    users, items = model.user_factors.numpy(), model.item_factors.numpy()
+    dense = np.full(observed.shape, 2.0), np.full(observed.shape, 3.0), observed
+    expected = oracles.wals_half_step(*dense, items, 0.3, 0.1, 1.0)
+    np.testing.assert_allclose(users, expected, rtol=1e-4, atol=1e-5)
+    expected = oracles.wals_loss(*dense, users, items, 0.3, 0.1, 1.0)
+    np.testing.assert_allclose(history.history["loss"], [expected], rtol=1e-5)
 
 
 def test_start_is_normal_with_the_given_spread_and_seed() -> None:
@@ -371,6 +390,99 @@ def test_fold_in_refuses(items: list[list[int]], weights: Any, text: str) -> Non
     assert str(error.value) == text
 
 
+def test_a_query_has_the_mean_confidence_of_the_fitted_cells() -> None:
+    observed = np.random.default_rng(17).random((20, 12)) < 0.4
+    observed[:, :2] = False
+    x = sparse(observed)
+    model = WALS(embedding_dim=3, l2=0.05)
+    model.fit(x, sample_weight=x.with_values(5.0 * x.values), epochs=2, verbose=0)
+    history = np.where(observed, np.arange(12), 0)
+    np.testing.assert_allclose(model.embed_query({"history": history}), model.user_factors, rtol=1e-4, atol=1e-5)
+
+
+def centered_by_hand(observed: np.ndarray, target: np.ndarray, weight: np.ndarray, biases: bool) -> tuple[Any, ...]:
+    """mean, biases of users and of items, a cell at a time."""
+    users, items = np.zeros(len(target)), np.zeros(target.shape[1])
+    total = np.where(observed, weight, 0)
+    mean = (total * target).sum() / total.sum()
+    for item in range(target.shape[1] if biases else 0):
+        items[item] = total[:, item] @ (target[:, item] - mean) / (total[:, item].sum() + 5)
+    for user in range(len(target) if biases else 0):
+        users[user] = total[user] @ (target[user] - mean - items) / (total[user].sum() + 5)
+    return mean, users, items
+
+
+@pytest.mark.parametrize("center", ["mean", "biases"])
+def test_explicit_ratings_are_fitted_above_their_mean_and_biases(center: str) -> None:
+    observed, _, weight = random_case(18)
+    target = 3.5 + np.random.default_rng(18).normal(size=observed.shape) + np.arange(9) / 9
+    mean, of_users, of_items = centered_by_hand(observed, target, weight, center == "biases")
+    expected = mean + of_users[:, np.newaxis] + of_items
+    x, c = sparse(observed, target), sparse(observed, weight)
+    options = {"embedding_dim": 3, "unobserved_weight": 0.0, "l2": 0.1}
+    model, plain = WALS(**options, center=center), WALS(**options)
+    loss = model.fit(x, sample_weight=c, validation_data=x, epochs=2, verbose=0).history
+    plain.fit(sparse(observed, target - expected), sample_weight=c, epochs=2, verbose=0)
+    np.testing.assert_allclose(model.user_factors, plain.user_factors, rtol=1e-3, atol=1e-4)
+
+    users, items = np.indices(observed.shape).reshape(2, -1)
+    u, v = model.user_factors.numpy(), model.item_factors.numpy()
+    whole = expected + u @ v.T
+    np.testing.assert_allclose(model.predict((users, items)).reshape(observed.shape), whole, rtol=1e-5, atol=1e-5)
+    named = model.evaluate(x, sample_weight=c, verbose=0, return_dict=True)
+    error = (weight * (target - whole) ** 2)[observed].sum() / weight[observed].sum()
+    np.testing.assert_allclose([named["loss"], named["rmse"]], [loss["loss"][-1], error**0.5], rtol=1e-5)
+    assert model.evaluate(x, sample_weight=c, verbose=0) == [named["loss"], named["rmse"]]
+    np.testing.assert_allclose(loss["val_loss"][-1], model.loss(x), rtol=1e-6)
+
+    order = np.argsort(-(u[[2]] @ v.T + of_items), axis=1)
+    np.testing.assert_array_equal(model.recommend([2], k=9)[0], order)
+    query = {"history": np.where(observed[:, 2:], np.arange(2, 9), 0)}
+    scores = model.embed_query(query).numpy()[:, :3] @ v.T + of_items
+    np.testing.assert_allclose(model.score_items(query), scores, rtol=1e-5, atol=1e-6)
+
+    rows = np.flatnonzero(observed.any(1))
+    past = [np.flatnonzero(line) for line in observed[rows]]
+    columns = np.array([np.pad(items, (0, 9 - len(items)), constant_values=-1) for items in past])
+    weights, targets = (np.take_along_axis(m[rows], np.maximum(columns, 0), 1) for m in (weight, target))
+    np.testing.assert_allclose(model.fold_in(columns, weights, targets), u[rows], rtol=1e-3, atol=1e-4)
+
+
+def test_evaluate_and_predict_without_centering(capsys: pytest.CaptureFixture[str]) -> None:
+    observed, target, weight = random_case(19)
+    x, c = sparse(observed, target), sparse(observed, weight)
+    model = WALS(embedding_dim=3, l2=0.1)
+    model.fit(x, sample_weight=c, epochs=2, verbose=0)
+    guess = model.user_factors.numpy() @ model.item_factors.numpy().T
+    rmse = np.sqrt(np.average((target - guess)[observed] ** 2, weights=weight[observed]))
+    np.testing.assert_allclose(model.evaluate(x, sample_weight=c), [model.loss(x, c), rmse], rtol=1e-5)
+    assert "rmse" in capsys.readouterr().out
+    np.testing.assert_allclose(model.predict(([1, 6], [8, 0])), guess[[1, 6], [8, 0]], rtol=1e-5, atol=1e-6)
+    query = {"history": np.array([[3, 5], [2, 0], [8, 7]], np.int32)}
+    scores = model.predict(query, batch_size=2, verbose=0)
+    np.testing.assert_allclose(scores, model.score_items(query), rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours_have_the_largest_cosines() -> None:
+    model = trained(random_case(20)[0])
+    u, v = model.user_factors.numpy(), model.item_factors.numpy()  # user 3 and item 4 have no factors
+    unit = [f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-9) for f in (u, v)]
+    for ask, table, rows, empty in (
+        (model.similar_users, unit[0], [0, 9], 3),
+        (model.similar_items, unit[1], [8, 2], 4),
+    ):
+        expected = oracles.top_k(table[rows] @ table.T, len(table) - 2, [[row, empty] for row in rows], first_id=0)
+        found, cosines = ask(rows, k=len(table) - 2)
+        np.testing.assert_array_equal(found, expected[0])
+        np.testing.assert_allclose(cosines, expected[1], rtol=1e-4, atol=1e-5)
+    nearest, cosine = model.similar_users(3 * u[[9]], k=1)  # as a vector, it is nobody in the table
+    np.testing.assert_array_equal(nearest, [[9]])
+    np.testing.assert_allclose(cosine, [[1.0]], rtol=1e-5)
+    few = model.similar_items([8], k=9, first_id=5)[0].numpy()[0]
+    assert set(few[:3]) == {5, 6, 7}
+    assert not few[3:].any()
+
+
 def test_recommend_orders_all_items_by_the_trained_factors() -> None:
     model = trained(random_case(9)[0])
     scores = model.user_factors.numpy()[[2, 6]] @ model.item_factors.numpy().T
@@ -435,6 +547,192 @@ def test_keras_callbacks_and_the_progress_bar_work(tmp_path: Path, capsys: pytes
     assert f"loss: {history.history['loss'][1]:.4f}" in printed
 
 
+def test_the_best_epoch_can_be_kept(tmp_path: Path) -> None:
+    observed, target, _ = random_case(11)
+    file = tmp_path / "best.keras"
+    callbacks = [
+        tf.keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True),
+        tf.keras.callbacks.ModelCheckpoint(str(file), "val_loss", save_best_only=True),
+    ]
+    model, held_out = WALS(embedding_dim=4, l2=0.01, init_stddev=1.0), sparse(~observed, target)
+    options = {"epochs": 30, "verbose": 0, "callbacks": callbacks, "validation_data": held_out}
+    values = model.fit(sparse(observed, -target), **options).history["val_loss"]
+    assert len(values) == np.argmin(values) + 3
+    assert min(values) == model.loss(held_out) == tf.keras.models.load_model(file).loss(held_out)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import shortlist
+import tensorflow as tf
+from shortlist.models.wals import WALS
+
+class Kill(tf.keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 1):  # the users of the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+
+observed = np.load(sys.argv[1])
+model = WALS(embedding_dim=4, solver="cg", l2=0.05)
+model.fit(tf.sparse.from_dense(observed), epochs=4, verbose=0, callbacks=[Kill()], checkpoint_dir=sys.argv[2])
+"""
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    observed = random_case(21)[0].astype(np.float32)
+    np.save(tmp_path / "x.npy", observed)
+    files = [str(tmp_path / "x.npy"), str(tmp_path / "states")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *files], capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    options = {"embedding_dim": 4, "solver": "cg", "l2": 0.05}
+    x = tf.sparse.from_dense(observed)
+    whole, resumed = WALS(**options), WALS(**options)
+    losses = whole.fit(x, epochs=4, verbose=0).history["loss"]
+    history = resumed.fit(x, epochs=4, verbose=0, checkpoint_dir=files[1])
+    assert history.epoch == [1, 2, 3]
+    assert history.history["loss"] == losses[1:]
+    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert resumed.fit(x, epochs=4, verbose=0, checkpoint_dir=files[1]).epoch == []  # all is done
+    with pytest.raises(ShortlistError) as error:
+        WALS(**{**options, "l2": 0.06}).fit(x, epochs=4, verbose=0, checkpoint_dir=files[1])
+    assert str(error.value) == (
+        "`checkpoint_dir` must be empty, or of a run with the same settings and shape; give each its own. "
+        f"Received: checkpoint_dir={files[1]!r}."
+    )
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_an_interrupted_half_step_is_done_again(tmp_path: Path, batch: int) -> None:
+    class Interrupt(tf.keras.callbacks.Callback):
+        def on_train_batch_end(self, number: int, logs: Any = None) -> None:
+            if number == batch:
+                raise KeyboardInterrupt
+
+    observed, whole = random_case(22)[0], WALS(embedding_dim=3, solver="block", block_size=2)
+    whole.fit(sparse(observed), epochs=2, verbose=0)
+    for callbacks in ([Interrupt()], []):
+        model = WALS(embedding_dim=3, solver="block", block_size=2)
+        with contextlib.suppress(KeyboardInterrupt):
+            options = {"callbacks": callbacks, "checkpoint_dir": tmp_path / "states", "verbose": 0}
+            model.fit(sparse(observed), epochs=2, **options)
+    np.testing.assert_array_equal(model.user_factors, whole.user_factors)
+    np.testing.assert_array_equal(model.item_factors, whole.item_factors)
+
+
+def rows_of(observed: np.ndarray, *values: np.ndarray, seed: int, ragged: bool) -> tf.data.Dataset:
+    """The rows of a dense matrix in random order, batches of four."""
+    order = np.random.default_rng(seed).permutation(len(observed))
+
+    def batches() -> Any:
+        for rows in np.split(order, range(4, len(order), 4)):
+            found = [np.flatnonzero(observed[row]) for row in rows]
+            columns = tf.ragged.constant(found, tf.int64, ragged_rank=1)
+            parts = [
+                tf.ragged.constant([m[r, c] for r, c in zip(rows, found, strict=True)], tf.float32, 1) for m in values
+            ]
+            batch = dict(zip(("columns", "targets", "weights"), [columns, *parts], strict=False))
+            if not ragged:
+                batch = {name: part.to_tensor(-1 if name == "columns" else 7) for name, part in batch.items()}
+            yield {"rows": rows, **batch}
+
+    names, ids = ("targets", "weights")[: len(values)], tf.TensorSpec([None], tf.int64)
+    spec = tf.RaggedTensorSpec if ragged else tf.TensorSpec
+    cells = {"columns": spec([None, None], tf.int64), **{name: spec([None, None], tf.float32) for name in names}}
+    return tf.data.Dataset.from_generator(batches, output_signature={"rows": ids, **cells})
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("options", [{}, {"solver": "cg", "backend": "tensorflow"}])
+def test_data_sets_of_rows_give_the_factors_of_the_matrix(
+    options: dict[str, Any], ragged: bool, tmp_path: Path
+) -> None:
+    observed, target, weight = random_case(23)
+    whole = WALS(embedding_dim=3, l2=0.1, **options)
+    losses = whole.fit(sparse(observed, target), sample_weight=sparse(observed, weight), epochs=3, verbose=0).history
+    x = (
+        rows_of(observed, target, weight, seed=1, ragged=ragged),
+        rows_of(observed.T, target.T, weight.T, seed=2, ragged=ragged),
+    )
+    recorder = Recorder()
+    model = WALS(embedding_dim=3, l2=0.1, **options)
+    model.build((14, 9))
+    history = model.fit(x, epochs=2, verbose=0, callbacks=[recorder], checkpoint_dir=tmp_path)
+    assert [call[1] for call in recorder.calls if call[0] == "batch"] == [*range(7)] * 2  # 3 of items, 4 of users
+    np.testing.assert_allclose(history.history["loss"], losses["loss"][:2], rtol=1e-5)
+    resumed = WALS(embedding_dim=3, l2=0.1, **options)
+    resumed.build((14, 9))
+    np.testing.assert_allclose(
+        resumed.fit(x, epochs=3, verbose=0, checkpoint_dir=tmp_path).history["loss"], losses["loss"][2:], rtol=1e-5
+    )
+    for one, other in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_data_sets_without_targets_have_ones() -> None:
+    observed = random_case(24)[0]
+    whole, model = trained(observed, epochs=2), WALS(embedding_dim=4, unobserved_weight=0.3, l2=0.05)
+    model.build(observed.shape)
+    model.fit([rows_of(m, seed=3, ragged=True) for m in (observed, observed.T)], epochs=2, verbose=0)
+    np.testing.assert_allclose(model.user_factors, whole.user_factors, rtol=1e-4, atol=1e-5)
+
+
+def batches_of(*batches: tuple[list[int], list[list[int]]]) -> tf.data.Dataset:
+    signature = {"rows": tf.TensorSpec([None], tf.int64), "columns": tf.TensorSpec([None, None], tf.int64)}
+    parts = [{"rows": rows, "columns": columns} for rows, columns in batches]
+    return tf.data.Dataset.from_generator(lambda: iter(parts), output_signature=signature)
+
+
+@pytest.mark.parametrize(
+    ("items", "arguments", "text"),
+    [
+        (
+            batches_of(([0, 1], [[1, 2], [0, -1]]), ([1], [[3]])),
+            {},
+            "`rows` must name a row of the items once in the whole data set, with all of its cells. "
+            "Received: rows=[1].",
+        ),
+        (
+            batches_of(([0, 5], [[1, 2], [0, -1]])),
+            {},
+            "`rows` must be from 0 to 4, rows of the table that was fitted. Received: rows=[5].",
+        ),
+        (
+            batches_of(([0], [[1, 4]])),
+            {},
+            "`columns` must be from 0 to 3, rows of the table that was fitted. Received: columns=[4].",
+        ),
+        (batches_of(([0], [[-1]])), {}, "The data set of the items must have at least one cell. Received: cells=0."),
+        (
+            batches_of(([0], [[1]])),
+            {"center": "mean"},
+            "`center` and sample_weight are for matrices; let the data sets hold what is to be fitted. "
+            "Received: center='mean'.",
+        ),
+    ],
+)
+def test_data_sets_are_refused(items: tf.data.Dataset, arguments: dict[str, Any], text: str) -> None:
+    model = WALS(embedding_dim=2, **arguments)
+    model.build((4, 5))
+    with pytest.raises(ShortlistError) as error:
+        model.fit((items, items), verbose=0)
+    assert str(error.value) == text
+
+
+def test_data_sets_need_a_model_that_knows_its_shape() -> None:
+    data = batches_of(([0], [[1]]))
+    with pytest.raises(ShortlistError) as error:
+        WALS(embedding_dim=2).fit((data, data), verbose=0)
+    assert str(error.value) == (
+        "`x` as a pair of data sets needs a model that knows its shape; call build((users, items)) first. "
+        "Received: built=False."
+    )
+
+
 def test_going_on_after_a_load_gives_the_undisturbed_factors(tmp_path: Path) -> None:
     observed = random_case(12)[0]
     whole = trained(observed, epochs=4)
@@ -484,6 +782,12 @@ def matrix(*cells: tuple[int, int, float], shape: tuple[int, int] = (4, 5)) -> t
             {"sample_weight": matrix((1, 2, -0.5))},
             "`sample_weight` must not be negative; give 0 to a cell that is to be ignored. "
             "Received: -0.5 in row 1, column 2.",
+        ),
+        (
+            matrix((1, 2, 1.0), (3, 0, 1.0)),
+            {"sample_weight": matrix((1, 2, 1.0), (3, 0, np.nan))},
+            "`sample_weight` must hold finite float32 numbers; drop or correct the cell. "
+            "Received: nan in row 3, column 0.",
         ),
         (
             matrix((1, 2, 1.0)),
@@ -544,6 +848,23 @@ def test_systems_without_one_solution_name_the_row_and_the_setting() -> None:
         (
             lambda model: model.fit(matrix((1, 2, 1.0))),
             "`x` must have the shape that the model was fitted to, (14, 9). Received: shape=(4, 5).",
+        ),
+        (
+            lambda model: model.predict(([0, 1], [3, 9])),
+            "`items` must be from 0 to 8, rows of the table that was fitted. Received: items=[9].",
+        ),
+        (
+            lambda model: model.similar_users([-1]),
+            "`users` must be from 0 to 13, rows of the table that was fitted. Received: users=[-1].",
+        ),
+        (lambda model: model.similar_items([1], k=0), "`k` must be an integer of at least 1. Received: k=0."),
+        (
+            lambda model: model.fold_in([[1, 2]], targets=[[np.inf, 1.0]]),
+            "`targets` must be finite and of the shape of items, (1, 2). Received: targets=[inf].",
+        ),
+        (
+            lambda model: model.fold_in([[1, 2]], targets=[[1.0]]),
+            "`targets` must be finite and of the shape of items, (1, 2). Received: shape=(1, 1).",
         ),
         (lambda model: model.half_step("rows", []), "`side` must be 'users' or 'items'. Received: side='rows'."),
     ],
