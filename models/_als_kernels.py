@@ -216,6 +216,7 @@ def _cg(
     length, goal = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
     most = _longest(ids, starts)
     scores, change = np.empty((TILE, most), np.float32), np.empty(most, np.float32)
+    wanted, excess = np.empty((TILE, most), np.float32), np.empty((TILE, most), np.float32)
     coefficient = np.empty(NEAR, np.float32)
     observed = 0.0
     for group in range(0, len(ids), TILE):
@@ -228,13 +229,16 @@ def _cg(
             low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
             for d in range(dim):
                 r[i, d] = -q[i, d] - ridge[group + i] * p[i, d]
+            for k in range(high - low):
+                c = _at(weights, low + k)
+                wanted[i, k], excess[i, k] = c * _at(targets, low + k), c - w0
             for first in range(low, high, NEAR):
                 last = min(first + NEAR, high)
                 near = scores[i, first - low : last - low]
                 _dots(other, columns[first:last], p[i], near)
-                for k in range(first, last):
-                    c = _at(weights, k)
-                    coefficient[k - first] = c * _at(targets, k) - (c - w0) * near[k - first]
+                a, b = wanted[i, first - low : last - low], excess[i, first - low : last - low]
+                for k in range(last - first):
+                    coefficient[k] = a[k] - b[k] * near[k]
                 _combine(other, columns[first:last], coefficient, r[i])
             length[i] = dot(r[i], r[i])
             goal[i] = max(np.float32(CONVERGED) * length[i], np.float32(1e-30))
@@ -249,8 +253,9 @@ def _cg(
                     last = min(first + NEAR, high)
                     near = change[first - low : last - low]
                     _dots(other, columns[first:last], p[i], near)
-                    for k in range(first, last):
-                        coefficient[k - first] = (_at(weights, k) - w0) * near[k - first]
+                    b = excess[i, first - low : last - low]
+                    for k in range(last - first):
+                        coefficient[k] = b[k] * near[k]
                     _combine(other, columns[first:last], coefficient, product)
                 if length[i] <= goal[i]:
                     continue

@@ -146,7 +146,7 @@ class RowStream:
     def _cells(self, batch: dict[str, tf.Tensor], rows: np.ndarray) -> Cells | None:
         columns = batch["columns"]
         ragged = isinstance(columns, tf.RaggedTensor)
-        inside = None if ragged else np.asarray(columns) >= 0
+        inside = np.ones(0, bool) if ragged else np.asarray(columns) >= 0
 
         def flat(values: tf.Tensor) -> np.ndarray:
             return np.asarray(values.flat_values) if ragged else np.asarray(values)[inside]

@@ -4,6 +4,7 @@ Past 400 lines because the objective, its training and what is asked of the fact
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +47,11 @@ def _draws(shape: tf.Tensor, seed: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
 
 
 def _put(factors: tf.Variable, rows: np.ndarray, values: np.ndarray) -> None:
-    factors.scatter_update(tf.IndexedSlices(values, rows))
+    tf.raw_ops.ResourceScatterUpdate(resource=factors.handle, indices=rows, updates=values)  # a quarter of the time
+
+
+def _get(factors: tf.Variable, rows: np.ndarray) -> np.ndarray:
+    return tf.raw_ops.ResourceGather(resource=factors.handle, indices=rows, dtype=tf.float32).numpy()
 
 
 @register("wals")
@@ -110,7 +115,7 @@ class WALS(FoldsIn):
         seed: int = 0,
         solver: str = "cholesky",
         cg_steps: int = 3,
-        block_size: int = 64,
+        block_size: int = 32,
         center: str = "none",
         backend: str = "auto",
         **kwargs: Any,
@@ -353,9 +358,7 @@ class WALS(FoldsIn):
         w0 = self.unobserved_weight
         ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
 
-        def start(ids: np.ndarray) -> np.ndarray:
-            return tf.gather(own, ids).numpy()
-
+        start = partial(_get, own)
         solver = (self.solver, self.cg_steps, self.block_size)
         return solve_rows(rows, start, np.asarray(other), gram, ridge, w0, *solver)
 
@@ -437,8 +440,8 @@ class WALS(FoldsIn):
         rule = "`center` and sample_weight are for matrices; let the data sets hold what is to be fitted."
         require(self.center == "none" and sample_weight is None, rule, center=self.center)
         users, items = x
-        shape, dim = self.table_shape, self.embedding_dim
-        return RowStream(users, shape, dim, "users"), RowStream(items, shape[::-1], dim, "items")
+        (rows, columns), dim = self.table_shape, self.embedding_dim
+        return RowStream(users, (rows, columns), dim, "users"), RowStream(items, (columns, rows), dim, "items")
 
     def _sides(self, side: Side) -> tuple[tf.Variable, tf.Variable]:
         require(side in ("users", "items"), "`side` must be 'users' or 'items'.", side=side)

@@ -46,7 +46,7 @@ class Config(EpochsConfig):
     alpha: float = pydantic.Field(1.0, ge=0)
     solver: Literal["cholesky", "cg", "block"] = "cholesky"
     cg_steps: int = pydantic.Field(3, ge=1)
-    block_size: int = pydantic.Field(64, ge=1)
+    block_size: int = pydantic.Field(32, ge=1)
 
 
 ARGUMENTS = (
