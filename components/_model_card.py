@@ -17,6 +17,8 @@ def write_model_card(
     models: Sequence[str] = (),
     anomalies: Sequence[Mapping[str, Any]] = (),
     steps: Sequence[Step] = (),
+    contributions: Sequence[Mapping[str, Any]] = (),
+    size: int = 0,
 ) -> None:
     """Writes `report.md`.
 
@@ -29,6 +31,8 @@ def write_model_card(
       models: the sources.
       anomalies: what is in anomalies.json.
       steps: the run, with its settings.
+      contributions: of each source, what it finds and what only it does, in lists of `size` items.
+      size: of these.
     """
     system = list(metrics["systems"])[-1]
     compared = metrics["comparisons"]
@@ -61,6 +65,8 @@ def write_model_card(
         "",
         *(["### Paired differences", "", *_list(map(r.comparison, compared))] if compared else []),
         *([r.TESTS, ""] if any("p_holm" in c for c in compared) else []),
+        *_headed("### What each source adds", r.added(contributions)),
+        *([r.counted_added(size), ""] if contributions else []),
         *_headed("### Beyond accuracy", r.besides(metrics)),
         *_judged("### Within the shortlist", metrics.get("shortlist"), "candidates"),
         *_judged("### Impressions", metrics.get("impressions"), "impressions"),

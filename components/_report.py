@@ -41,6 +41,25 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
     return [*names, "difference", "p", "users"], rows
 
 
+def added(contributions: Sequence[Mapping[str, Any]]) -> Rows:
+    """What each source finds, and what only it does."""
+    share = lambda value: "" if value is None else f"{value:.1%}"  # noqa: E731
+    rows = [
+        [c["name"], cell(c["recall"]) if c["recall"] else "", share(c["found"]), share(c["only"])]
+        for c in contributions
+    ]
+    return ["source", "recall", "positives found", "found by no other"], rows
+
+
+def counted_added(size: int) -> str:
+    """What the figures of `added` are of."""
+    return (
+        f"All lists have the same length, {size:,}. Recall is the mean over users; the shares are of all positives. "
+        "The union is one list made of all sources; `any` is all their lists together, the most that a union could find. "
+        "A source earns its place by what no other finds."
+    )
+
+
 TESTS = (
     "p: two-sided, by random exchange of the two systems' figures of each user, corrected by Holm's rule for the "
     "comparisons of the same split."

@@ -112,6 +112,33 @@ def recall_curves(
     return curves
 
 
+def contributions(
+    lists: Mapping[str, np.ndarray], queries: Queries, size: int, seed: int, union: str = ""
+) -> list[dict[str, Any]]:
+    """What each of several lists int32 `[Q, K]` finds in its first `size` items, and what no other of them does.
+
+    Returns:
+      For each list `name`, `recall` (mean over users with its interval), and of all positives, each once a query, the
+      shares `found` and `only` (in no other list; None for the list called `union`, which is made of the others).
+      Last a row "any" of all other lists together, each with `size` items, without a recall.
+    """
+    offsets, items = queries.targets.offsets, queries.targets.values
+    there, recall = {}, {}
+    for name, ranked in lists.items():
+        found = find_targets(ranked[:, :size], offsets, items)
+        there[name] = np.zeros(len(items), bool)
+        there[name][found.row] = True
+        means = bootstrap_means(found.metrics([size])[f"recall@{size}"][:, np.newaxis], SAMPLES, seed)
+        recall[name] = dict(zip(("value", "low", "high"), (float(m[0]) for m in means), strict=True))
+        positives = max(int((found.first == np.arange(len(items))).sum()), 1)
+    times = np.sum([own for name, own in there.items() if name != union], axis=0)  # [N], in how many lists it is
+    rows: list[dict[str, Any]] = []
+    for name, own in there.items():
+        only = None if name == union else float((own & (times == 1)).sum() / positives)
+        rows.append({"name": name, "recall": recall[name], "found": float(own.sum() / positives), "only": only})
+    return [*rows, {"name": "any", "recall": None, "found": float((times > 0).sum() / positives), "only": None}]
+
+
 class Texts:
     """What the items are called: titles, or ids where there are none, objects `[I]`, and the genres of each."""
 

@@ -33,6 +33,7 @@ class Run:
       anomalies: what is in anomalies.json.
       histories: by model, what its training logged.
       curves: by list, its recall along its length.
+      contributions: of each source, what it finds and what only it does, in lists of one length.
       examples: users with recommendations of `system`.
       system: whose recommendations they are.
       steps: all of them, with their settings.
@@ -53,6 +54,7 @@ class Run:
     steps: Sequence[Step]
     map: tuple[Sequence[Point], tuple[float, float], str] | None = None
     positives: Mapping[str, float] = field(default_factory=dict)
+    contributions: Sequence[Mapping[str, Any]] = ()
 
     @property
     def title(self) -> str:
@@ -122,7 +124,11 @@ def _recall(run: Run, plots: dict[str, Plot]) -> list[Section]:
         "positives), the mean over users. It says how much a longer shortlist would leave to the second stage."
     )
     table = Table(["list", *(f"{n:,}" for n in at)], rows)
-    return [Section("Recall against shortlist length", text, [plots["recall"], table])]
+    sections = [Section("Recall against shortlist length", text, [plots["recall"], table])]
+    if run.contributions:
+        added = Table(*r.added(run.contributions))
+        sections.append(Section("What each source adds", r.counted_added(at[-1]), [added], 3))
+    return sections
 
 
 def _gain(run: Run, plots: dict[str, Plot]) -> list[Section]:

@@ -11,7 +11,15 @@ from shortlist.components._first_stage import ShortlistConfig, load_index
 from shortlist.components._model_card import write_model_card
 from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components._report import best_system
-from shortlist.components._report_data import SHOWN, examples, history_of, item_map, lengths, recall_curves
+from shortlist.components._report_data import (
+    SHOWN,
+    contributions,
+    examples,
+    history_of,
+    item_map,
+    lengths,
+    recall_curves,
+)
 from shortlist.components._second_stage import by_odds, read_shortlists, score_shortlists
 from shortlist.components.artifacts import (
     Anomalies,
@@ -114,7 +122,9 @@ class Reporter(Component):
         mapped = None if vectors is None else item_map(data, vectors, self.config.map_items)
         models = {**baselines, **sources, **({} if ranker is None else {"ranker": ranker})}
         splits, source = encoded.read_json("splits.json"), encoded.read_json("source.json")
+        added = contributions(lists, queries, size, self.config.seed, UNION) if len(sources) > 1 else []
         shown = {
+            "contributions": added,
             "slices": pq.read_table(evaluation / "slices.parquet").to_pylist(),
             "anomalies": anomalies.read_json("anomalies.json"),
             "steps": history_of([statistics, anomalies, *given, evaluation]),
@@ -134,7 +144,7 @@ class Reporter(Component):
         )
         sections, plots = sections_of(run)
         (out / "report.html").write_text(page(run.title, sections), "utf-8")
-        write_model_card(out / "report.md", metrics, source, splits, models=list(sources), **shown)
+        write_model_card(out / "report.md", metrics, source, splits, models=list(sources), size=size, **shown)
         (out / "plots").mkdir()
         for name, plot in plots.items():
             png(plot.chart, out / "plots" / f"{name}.png")

@@ -11,6 +11,7 @@ import tables
 from shortlist.components._queries import EncodedData, Queries, Ragged
 from shortlist.components._report_data import (
     Point,
+    contributions,
     examples,
     item_map,
     lengths,
@@ -47,6 +48,32 @@ def test_recall_by_hand() -> None:
     assert [p["value"] for p in curve] == pytest.approx([1 / 3, 2 / 3, (1 / 2 + 1 + 2 / 3) / 3])
     assert [p["length"] for p in curve] == [1, 2, 3]
     assert all(p["low"] <= p["value"] <= p["high"] for p in curve)
+
+
+def test_what_only_one_list_finds_by_hand() -> None:
+    queries = asked([[5, 1], [7, 7], [2, 3, 4]], [[]] * 3)
+    lists = {
+        "a": np.array([[5, 6, 8], [6, 9, 7], [9, 3, 2]], np.int32),
+        "b": np.array([[8, 5, 9], [9, 8, 6], [4, 3, 5]], np.int32),
+        "union": np.array([[5, 8, 9], [7, 8, 6], [4, 3, 5]], np.int32),
+    }
+    # Six positives, one of them out of vocabulary and one watched twice. In two items a finds 5 and 3, b 5, 4 and 3,
+    # and the union, which is none of the sources, 5, 7, 4 and 3.
+    rows = contributions(lists, queries, 2, 0, "union")
+    assert [(r["name"], r["found"], r["only"]) for r in rows] == [
+        ("a", 2 / 6, 0.0),
+        ("b", 3 / 6, 1 / 6),
+        ("union", 4 / 6, None),
+        ("any", 3 / 6, None),
+    ]
+    assert [r["recall"] and r["recall"]["value"] for r in rows] == [
+        pytest.approx((1 / 2 + 0 + 1 / 2) / 3),
+        pytest.approx((1 / 2 + 0 + 1) / 3),
+        pytest.approx((1 / 2 + 1 + 1) / 3),
+        None,
+    ]
+    longer = contributions(lists, queries, 3, 0, "union")
+    assert [r["only"] for r in longer] == [2 / 6, 1 / 6, None, None]  # 7 and 2; 4
 
 
 # --- recommendations and their reasons -------------------------------------------------------------------------------

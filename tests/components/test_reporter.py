@@ -234,6 +234,27 @@ def test_the_example_users_are_drawn_by_the_seed(nasty: dict[str, Artifact]) -> 
     assert Reporter(ReporterConfig(examples=500))._draw(queries).tolist() == list(range(len(queries)))
 
 
+# --- what each source adds --------------------------------------------------------------------------------------------
+
+
+def test_what_each_source_adds_is_said_where_there_are_several(
+    nasty: dict[str, Artifact], bare: dict[str, Artifact]
+) -> None:
+    card = (nasty["Reporter"] / "report.md").read_text()
+    table = card.partition("### What each source adds")[2].partition("###")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    assert [row[0] for row in rows[2:]] == ["left", "right", "union", "any"]
+    found, only = ({row[0]: float(row[n].rstrip("%") or "nan") for row in rows[2:]} for n in (2, 3))
+    # Of two lists each finds what both do and what only it does.
+    assert found["left"] - only["left"] == pytest.approx(found["right"] - only["right"], abs=0.11)
+    assert found["any"] == pytest.approx(found["left"] + only["right"], abs=0.11)
+    assert min(only["left"], only["right"]) > 0
+    assert "All lists have the same length, 8." in table
+    assert "What each source adds" in (nasty["Reporter"] / "report.html").read_text()
+    for file in ("report.md", "report.html"):
+        assert "What each source adds" not in (bare["Reporter"] / file).read_text()
+
+
 # --- recall along the shortlist --------------------------------------------------------------------------------------
 
 
