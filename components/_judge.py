@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shortlist.components import metrics as m
+from shortlist.components._folding import untouched
 from shortlist.components._queries import EncodedData, Queries, weight_source
 
 FLIPS = 10_000
@@ -22,9 +23,11 @@ class Lists:
       data: the encoded data.
       queries: of the split that is measured.
       cutoffs: the k.
+      groups: bool `[I, G]`, where lists are judged by the groups that a user never touched (`_folding.py`).
     """
 
-    def __init__(self, data: EncodedData, queries: Queries, cutoffs: Sequence[int]):
+    def __init__(self, data: EncodedData, queries: Queries, cutoffs: Sequence[int], groups: np.ndarray | None = None):
+        self.groups = groups
         rows = data.fitted_rows()
         known = rows["positive"] & (rows["item"] >= m.FIRST_ID)
         item, user = rows["item"][known].astype(np.int64), rows["user_key"][known]
@@ -45,7 +48,16 @@ class Lists:
             **m.novelty(ranked, self.watchers, self.users, self.cutoffs),
             **m.diversity(ranked, self.genres, self.cutoffs),
             **m.popularity_bias(ranked, self.counts, history.offsets, history.values, self.cutoffs),
+            **self.untouched(ranked)[0],
         }
+
+    def untouched(self, ranked: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """See `_folding.py`; nothing where there are no groups."""
+        if self.groups is None:
+            return {}, {}
+        history, seen = self.queries.history, self.queries.seen
+        pairs = ((history.offsets, history.values), (seen.offsets, seen.values))
+        return untouched(ranked, self.groups, *pairs, self.cutoffs)
 
     def of_all(self, ranked: np.ndarray) -> dict[str, Figure]:
         """Figures that belong to no user: they have no interval over users."""

@@ -68,6 +68,7 @@ def write_model_card(
         *_headed("### What each source adds", r.added(contributions)),
         *([r.counted_added(size), ""] if contributions else []),
         *_headed("### Beyond accuracy", r.besides(metrics)),
+        *([r.folding(metrics), ""] if metrics.get("folding") else []),
         *_judged("### Within the shortlist", metrics.get("shortlist"), "candidates"),
         *_judged("### Impressions", metrics.get("impressions"), "impressions"),
         *_slices(slices, system),

@@ -6,7 +6,7 @@ from typing import Any
 Rows = tuple[list[str], list[list[str]]]
 
 HEADLINE = ("ndcg@{low}", "hr@{low}", "recall@{high}", "coverage@{low}")
-BESIDES = ("weighted_ndcg", "novelty", "diversity", "popularity_bias", "gini")
+BESIDES = ("weighted_ndcg", "novelty", "diversity", "popularity_bias", "untouched", "gini")
 PARTS = ("activity", "cold_user", "item_popularity", "cold_item", "genre")
 """The slices that stand in the model card; all others are in the page with plots and in the file."""
 FEW = 20
@@ -55,7 +55,7 @@ def counted_added(size: int) -> str:
     """What the figures of `added` are of."""
     return (
         f"All lists have the same length, {size:,}. Recall is the mean over users; the shares are of all positives. "
-        "The union is one list made of all sources; `any` is all their lists together, the most that a union could find. "
+        "The union is one list made of all sources; `any` is all their lists together, the most it could find. "
         "A source earns its place by what no other finds."
     )
 
@@ -72,6 +72,19 @@ def besides(metrics: Mapping[str, Any]) -> Rows:
     names = [n for n in (f"{kind}@{low}" for kind in BESIDES) if any(n in own for own in systems.values())]
     rows = [[system, *(cell(own[n]) if n in own else "" for n in names)] for system, own in systems.items()]
     return ["system", *names], rows if names else []
+
+
+def folding(metrics: Mapping[str, Any]) -> str:
+    """What `untouched` says, and how far the groups lie on each other; "" where it was not measured."""
+    found = metrics.get("folding")
+    if not found:
+        return ""
+    lying = [f"{name} {own['value']:.2f} (by chance {own['chance']:.2f})" for name, own in found["overlap"].items()]
+    return (
+        f"Untouched: the share of a list of {found['groups']} that its user never touched. "
+        + (f"Of the 10 items nearest to an item, the share that has none of its {found['groups']}: " if lying else "")
+        + (f"{', '.join(lying)}." if lying else "")
+    ).strip()
 
 
 def orders(judged: Mapping[str, Any]) -> Rows:

@@ -111,6 +111,7 @@ def _top(run: Run, plots: dict[str, Plot]) -> list[Section]:
             "items' genres. Popularity bias: how much more popular, in percentiles, a list is than what the user "
             "watched. Gini: 0 where every item is recommended equally often, near 1 where few are to all."
         )
+        text = f"{text} {r.folding(metrics)}".strip()
         sections.append(Section("Beyond accuracy", text, [Table(titles, rows)], 3))
     return sections
 

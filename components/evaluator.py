@@ -15,6 +15,7 @@ from shortlist import ShortlistError
 from shortlist.components import metrics as m
 from shortlist.components._config import Config
 from shortlist.components._first_stage import load_index, retrieve
+from shortlist.components._folding import groups_of, overlap
 from shortlist.components._judge import Judged, Lists, differences, figures
 from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, build_queries
@@ -25,7 +26,7 @@ from shortlist.components.artifacts import Candidates, Encoded, Index, Model, Mo
 from shortlist.components.pipeline import Component
 
 METRICS = ("ndcg", "hr", "recall", "precision", "mrr", "map")
-LISTS = ("weighted_ndcg", "novelty", "diversity", "popularity_bias")
+LISTS = ("weighted_ndcg", "novelty", "diversity", "popularity_bias", "untouched")
 """What is measured besides on the split of the table, where the data allows it."""
 TWO_STAGE, UNION = "two_stage", "union"
 LEAST_USERS = 20
@@ -41,6 +42,8 @@ class EvaluationConfig(Config):
       samples: of the bootstrap over users.
       cold_user: a history shorter than this is short, where users are told apart by it.
       cold_item: fewer training watches than this are few.
+      groups: "genres" or a category of the items: how much of a list is of groups that its user never touched, and how
+        far the groups lie on top of each other in the sources' vectors, is measured too; None leaves it out.
       seed: of the bootstrap; `run_seed` is only reported.
       run_seed: the seed of the run.
     """
@@ -50,6 +53,7 @@ class EvaluationConfig(Config):
     samples: int = pydantic.Field(2000, ge=100, le=1_000_000)
     cold_user: int = pydantic.Field(5, ge=1)
     cold_item: int = pydantic.Field(5, ge=1)
+    groups: str | None = None
     seed: int = pydantic.Field(0, ge=0)
     run_seed: int = 0
 
@@ -92,6 +96,7 @@ class Evaluator(Component):
         """
         data, split = EncodedData(encoded), self.config.split
         self._check(data, baselines, sources, candidates, ranker)
+        groups = None if self.config.groups is None else groups_of(data, self.config.groups)
         splits: dict[str, None] = dict.fromkeys((split, "validation") if ranker is not None else (split,))
         queries = {name: build_queries(data, name) for name in splits}
         if not len(queries[split]):
@@ -115,7 +120,7 @@ class Evaluator(Component):
         comparisons = [c for name in queries for c in self._compare(name, values[name], baselines, sources)]
         blessed, reasons = self._bless(comparisons, ranker is not None)
 
-        lists = Lists(data, queries[split], self.config.cutoffs)
+        lists = Lists(data, queries[split], self.config.cutoffs, groups)
         for system, by_user in values[split].items():
             by_user |= lists.of_users(ranked[split][system], found[split][system])
         wanted = [f"{metric}@{k}" for metric in (*METRICS, *LISTS) for k in self.config.cutoffs]
@@ -133,6 +138,8 @@ class Evaluator(Component):
             "comparisons": comparisons,
             "protocol": _protocol(data, queries[split], sources, candidates, ranker),
         }
+        if groups is not None:
+            metrics["folding"] = {"groups": self.config.groups, **_folding(lists, ranked[split], groups, sources)}
         if ranker is not None and candidates is not None and split in scores:
             about, unit = _learned(ranker, candidates)
             judged = self._judge_shortlist(values[split], tables[split], scores[split], unit)
@@ -278,6 +285,20 @@ class Evaluator(Component):
         if "popularity" not in {c["against"] for c in deciding}:
             reasons.append("There is no baseline `popularity` to compare with.")
         return not reasons, reasons
+
+
+def _folding(
+    lists: Lists, ranked: Mapping[str, np.ndarray], groups: np.ndarray, sources: Mapping[str, Index]
+) -> dict[str, Any]:
+    """The least that `untouched` could be, by system, and the overlap of the groups in each source's vectors."""
+    least = {s: {n: float(np.nanmean(v)) for n, v in lists.untouched(own)[1].items()} for s, own in ranked.items()}
+    found: dict[str, dict[str, float]] = {}
+    for name, index in sources.items():
+        loaded = load_index(index)
+        if hasattr(loaded, "item_vectors"):
+            value, chance = overlap(loaded.item_vectors().numpy(), groups)
+            found[name] = {"value": value, "chance": chance}
+    return {"least": least, "overlap": {name: own for name, own in found.items() if np.isfinite(own["value"])}}
 
 
 def _learned(ranker: Model, candidates: Candidates) -> tuple[dict[str, Any], float | None]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.components._first_stage import load_index
+from shortlist.components._folding import groups_of
 from shortlist.components._queries import NO_TIME, EncodedData
 from shortlist.components.artifacts import Artifact, Model
 from shortlist.components.pipeline import Pipeline
@@ -134,14 +135,14 @@ BUILT = ["neighbours", "similar_users"]
 @pytest.fixture(scope="module")
 def run(log: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     sources: dict[str, Any] = {name: {"of": "base"} for name in BUILT}
-    sources["hybrid"] = {"of": ["base", "near"], "epochs": 4, "batch_size": 20}
-    sources["near"] = {"model": "similar_users", "of": "base"}
+    sources["hybrid"] = {"of": ["base", "similar_users"], "epochs": 4, "batch_size": 20}
     settings = {
         **log,
         "sources": sources,
         "baselines": {"base": WALS},
         "evaluation.cutoffs": [10],
         "evaluation.samples": 100,
+        "evaluation.groups": "genres",
     }
     pipeline = retrieval_only(load_config(overrides={**settings, "workdir": tmp_path_factory.mktemp("run")}))
     return pipeline.run(until=["Evaluator"])
@@ -176,6 +177,26 @@ def test_what_is_served_needs_no_base(run: dict[str, Artifact], name: str, tmp_p
 def test_what_is_found_beats_chance(run: dict[str, Artifact], name: str) -> None:
     value = run["Evaluator"].read_json("metrics.json")["systems"][name]["recall@10"]
     assert value["low"] > 10 / 40  # of 60 items 20 are watched, and at least 16 of them before the test
+
+
+def test_folding_is_measured_where_groups_are_named(run: dict[str, Artifact]) -> None:
+    metrics = run["Evaluator"].read_json("metrics.json")
+    folding, systems = metrics["folding"], metrics["systems"]
+    assert folding["groups"] == "genres"
+    assert folding["least"].keys() == systems.keys()
+    assert folding["overlap"].keys() == {"neighbours"}  # the only source with item vectors
+    overlap = folding["overlap"]["neighbours"]
+    assert overlap["chance"] == pytest.approx(45 / 59)  # of 60 items 15 are of each genre
+    assert overlap["value"] < overlap["chance"] / 2
+    for name, own in systems.items():
+        assert 0 <= folding["least"][name]["untouched_least@10"] <= own["untouched@10"]["value"] < 1
+    data = EncodedData(run["Transform"])
+    with pytest.raises(ShortlistError) as error:
+        groups_of(data, "language")
+    assert str(error.value) == (
+        "`evaluation.groups` must be one of genres. Received: 'language'. Name a column of the items in "
+        "transform.categories."
+    )
 
 
 def test_a_sweep_of_what_builds_trains_the_base_once(log: dict[str, str], tmp_path: Path) -> None:
