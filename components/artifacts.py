@@ -166,7 +166,9 @@ class Index(Artifact):
     """`model.json`, that of the `Model`, and `index/`, a SavedModel that answers for one retriever over all items.
 
     `scores(query)` float32 `[B, I]`; `retrieve(query, exclude [B, E], k)` item ids string `[B, k]` and scores. A
-    factorized model is held as TFRS `BruteForce`, and `item_vectors()` returns its float32 `[I, D]`.
+    factorized model is held as TFRS `BruteForce`, and `item_vectors()` returns its float32 `[I, D]`. Of such a model
+    also `ann.faiss`, an approximate index, if one is asked for, and `ann.json`: `{"config", "recall", "k", "queries",
+    "milliseconds", "exact_milliseconds", "megabytes"}`, what it finds of the exact answers, and what both cost a query.
     """
 
     type: ClassVar[str] = "Index"
@@ -200,7 +202,8 @@ class ModelEvaluation(Artifact):
       "learned_from_shown", "impressions", "positives", "log_loss", "systems": {"union" | "two_stage": {"auc":
       {"value"}, "watch_time_lost": {"value"}, "user_auc": {…}, "weighted_user_loss": {…}}}, "calibration": {column:
       [value a decile]}}`, of the candidates; of a log with impressions also `"impressions"`, the same of what was
-      shown, with the number of its `"users"`. A metric that no user has is absent.
+      shown, with the number of its `"users"`. A metric that no user has is absent. With `evaluation.groups` also
+      `"folding": {"groups", "least": {system: {"untouched_least@10": …}}, "overlap": {source: {"value", "chance"}}}`.
     - `blessing.json`: `{"blessed", "reasons", "comparisons": [{"split", "metric", "system", "against", "difference",
       "low", "high", "p", "p_holm", "users"}]}`; `p_holm` is corrected for the comparisons of the same split.
     - `per_user.parquet`: user string, system string, and a column a metric, NaN where a user or system has none.

@@ -150,7 +150,7 @@ def test_every_dependency_has_one_exact_version_that_fits(version, monkeypatch):
     monkeypatch.setattr(setuptools, "setup", given.update)
     runpy.run_path(str(ROOT / "setup.py"))
     extras = {name: lines for name, lines in given["extras_require"].items() if name != "tfx"}
-    assert set(extras) == {"demo", "beam", "bench", "serve", "dev"}
+    assert set(extras) == {"demo", "beam", "faiss", "bench", "serve", "dev"}
     here = {"python_version": version}
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = [pin for pin in map(Requirement, lines) if not pin.marker or pin.marker.evaluate(here)]

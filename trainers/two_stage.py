@@ -11,6 +11,7 @@ import pydantic
 import tomllib
 
 from shortlist import ShortlistError
+from shortlist.components._ann import IndexConfig
 from shortlist.components._config import Config, nearest, parse, unknown
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
@@ -67,6 +68,7 @@ class TwoStage(Config):
     transform: TransformConfig = TransformConfig()
     sources: dict[str, ModelConfig] = pydantic.Field(min_length=1)
     baselines: dict[str, ModelConfig] = pydantic.Field(default_factory=dict)
+    index: IndexConfig = IndexConfig()
     shortlist: ShortlistConfig = ShortlistConfig()
     ranker: ModelConfig
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -125,7 +127,7 @@ def _retrievers(
     p: Pipeline, config: TwoStage, models: Iterable[str], encoded: Node, prefix: str = ""
 ) -> dict[str, Node]:
     trained = {name: _retriever(p, config, name, encoded, prefix) for name in models}
-    return {name: p.add(RetrievalIndex(prefix + name), model, encoded) for name, model in trained.items()}
+    return {name: p.add(RetrievalIndex(prefix + name, config.index), model, encoded) for name, model in trained.items()}
 
 
 def _retriever(
