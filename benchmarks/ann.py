@@ -4,8 +4,8 @@ The vectors are those that WALS learns of `--data`, smoothed to as many items as
 items drawn at random. The queries are those of its users. Both searches answer the same queries in this process, in
 turn, on the same number of threads; the table has the median milliseconds a query and the median ratio of ours to the
 exact one of the same round.
-The bar is HNSW's recall@100. Memory is that of the index alone: the vectors, which put its answers in order, are there
-in any case.
+The bar is HNSW's recall@100. Memory is that of the index, beside that of the vectors, which the exact search needs and
+hnsw has inside.
 """
 
 import argparse

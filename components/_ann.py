@@ -31,7 +31,7 @@ class IndexConfig(Config):
     """
 
     kind: Kind = "exact"
-    links: int = pydantic.Field(32, ge=2)
+    links: int = pydantic.Field(48, ge=2)
     construction: int = pydantic.Field(200, ge=1)
     breadth: int = pydantic.Field(256, ge=1)
     lists: int | None = pydantic.Field(None, ge=1)
@@ -150,7 +150,7 @@ class Approximate:
         return np.where(ids >= 0, ids + FIRST_ID, 0)
 
     def megabytes(self) -> float:
-        """What the index holds in memory, without the vectors that put its answers in order."""
+        """What the index holds in memory; hnsw has vectors of its own."""
         return float(_faiss(self.config.kind).serialize_index(self.index).nbytes / 2**20)
 
 

@@ -23,7 +23,7 @@ from shortlist.components.pipeline import Component, Node, Pipeline
 from shortlist.components.retrieval_index import RetrievalIndex
 from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform, TransformConfig
-from shortlist.trainers import two_tower, wals, weighted_logistic
+from shortlist.trainers import fresh, hybrid, similar_users, two_tower, wals, weighted_logistic
 
 Parts = dict[str, list[tables.Row]]
 SHARES = {"train": 9, "rank_train": 3, "validation": 2, "test": 2}
@@ -89,13 +89,20 @@ class Chain:
         self.sources = {
             "wals": self.source("wals", wals.Config(embedding_dim=4, epochs=2)),
             "two_tower": self.source("two_tower", two_tower.Config(embedding_dim=4, epochs=2, batch_size=64)),
+            "fresh": self.source("fresh", fresh.Config()),
+            "similar_users": self.source("similar_users", similar_users.Config(neighbours=3), "wals"),
         }
+        early = hybrid.Config().held_back
+        self.train("wals.early", wals.Config(embedding_dim=4, epochs=2, leave_out=early))
+        self.sources["hybrid"] = self.source("hybrid", hybrid.Config(of=("wals.early",), epochs=2), "wals.early")
         self.candidates("CandidateGenerator", CandidateGenerator(ShortlistConfig(size=16, quota=12)))
 
-    def source(self, name: str, config: Any) -> Node:
-        module = type(config).__module__
-        model = self.pipeline.add(Trainer(config, name, f"{module}:train"), self.encoded)
-        return self.pipeline.add(RetrievalIndex(name), model, self.encoded)
+    def train(self, name: str, config: Any, of: str = "") -> Node:
+        trainer = Trainer(config, name, f"{type(config).__module__}:train")
+        return self.pipeline.add(trainer, self.encoded, **({"of": {of: Trainer.step_of(of)}} if of else {}))
+
+    def source(self, name: str, config: Any, of: str = "") -> Node:
+        return self.pipeline.add(RetrievalIndex(name), self.train(name, config, of), self.encoded)
 
     def candidates(self, name: str, generator: CandidateGenerator) -> None:
         found = self.pipeline.add(generator, self.encoded, self.sources)
@@ -150,7 +157,7 @@ def base(workdir: Path) -> dict[str, Any]:
 
 
 def test_the_same_splits_give_the_same_bits(workdir: Path, base: dict[str, Any]) -> None:
-    assert sum(name.startswith("Trainer") for name in base) == 3
+    assert sum(name.startswith("Trainer") for name in base) == 7
     assert all(len(base[name]) > 1 for name in base if name.startswith("Trainer"))
     assert differences(base, Chain(workdir / "again", original()).fitted()) == set()
 
