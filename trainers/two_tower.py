@@ -30,12 +30,14 @@ from shortlist.trainers._common import (
 
 TITLE_LENGTH = 16
 """Words kept of a title."""
+DEEP, DEEP_UNITS = 1_000_000, (128,)
 
 
 class Config(EpochsConfig):
     """Settings of the two-tower; see the model.
 
     Args:
+      hidden_units: "auto" is none, and from `DEEP` examples to learn from on `DEEP_UNITS` (benchmarks/depth.py).
       hard_warmup: epochs before the hard negatives come; their index is refreshed once an epoch.
       user_id, request_time, example_age: inputs of the query.
       request: what a query says besides is an input too: contexts, columns of the user, words searched for.
@@ -46,7 +48,7 @@ class Config(EpochsConfig):
     embedding_dim: int = pydantic.Field(64, ge=1)
     history_length: int = pydantic.Field(10, ge=1)
     long_history_length: int = pydantic.Field(0, ge=0)
-    hidden_units: tuple[int, ...] = ()
+    hidden_units: tuple[int, ...] | Literal["auto"] = "auto"
     softmax: Literal["full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only"] = "in_batch"
     negatives: int = pydantic.Field(512, ge=1)
     log_q: Literal["counts", "streaming", "none"] = "counts"
@@ -87,7 +89,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model, data), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history, depth_note(config, examples))
 
 
 def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExamples:
@@ -111,6 +113,24 @@ def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExam
     return examples
 
 
+def depth(config: Config, examples: NextItemExamples) -> tuple[int, ...]:
+    """The widths of the hidden layers."""
+    if config.hidden_units != "auto":
+        return config.hidden_units
+    return DEEP_UNITS if len(examples.usable) >= DEEP else ()
+
+
+def depth_note(config: Config, examples: NextItemExamples) -> list[str]:
+    """What is said of a depth that the data chose."""
+    if config.hidden_units != "auto":
+        return []
+    units = " → ".join(map(str, depth(config, examples)))
+    return [
+        f"two_tower has {f'hidden layers of {units}' if units else 'no hidden layer'}: there are "
+        f"{len(examples.usable):,} next watches to learn from, and from {DEEP:,} on it gets some (hidden_units = auto)."
+    ]
+
+
 def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
     years, items = data.year_bucket(), data.items
@@ -124,7 +144,6 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         "embedding_dim",
         "history_length",
         "long_history_length",
-        "hidden_units",
         "softmax",
         "negatives",
         "log_q",
@@ -141,6 +160,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     model = TwoTower(
         num_items=data.num_items,
         num_users=data.num_users if config.user_id else 0,
+        hidden_units=depth(config, examples),
         hard_warmup=config.hard_warmup * steps,
         hard_refresh=steps,
         time_quantiles=tuple(data.state["time_quantiles"]) if config.request_time else (),

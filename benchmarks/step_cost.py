@@ -1,0 +1,142 @@
+"""What a training step costs when the tables grow: 1,000,000 rows against 10,000, the batch unchanged.
+
+A model whose gradients are sparse touches the rows of its batch, so the size of the tables must hardly matter
+(docs/decisions/0003-sparse-updates.md). ours is the median step with the large tables, peer with the small ones, in
+milliseconds; the two are timed in turn, and the ratio is the median of the rounds'. Every batch is new, as in
+training. Items are drawn by a popularity that falls with their rank, the same ones at every size but for their ids,
+which are spread over the table. A second row a model says what its input pipeline takes beside a step, alone, at the
+small size: below 1, the model waits for no input.
+
+The losses that look at every item (`full`, `hard`) are left out: they cost what the catalogue is large.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import tensorflow as tf
+from _table import parsed, print_table, write_rows
+
+from shortlist.components._examples import NextItemExamples
+from shortlist.models.two_tower import TwoTower
+from shortlist.trainers._common import next_item_batches
+from shortlist.trainers.two_tower import Config
+
+BAR = 1.3
+USERS, EACH, BATCH = 2000, 60, 512
+QUICK = {"steps": 20, "rounds": 5, "models": ["two_tower in_batch", "two_tower mixed"]}
+MODEL = dict[str, Any]
+
+
+def examples(rows: int) -> NextItemExamples:
+    """The same for every size but for the ids, which are spread over the whole table."""
+    rng, stride = np.random.default_rng(0), rows // 10_000
+    key = np.repeat(np.arange(USERS, dtype=np.int32), EACH)
+    popularity = 1 / np.arange(1, 9_999)
+    table = {
+        "user_key": key,
+        "user": rng.integers(2, 10_000, USERS, np.int32)[key] * stride,
+        "item": (2 + rng.choice(9_998, len(key), p=popularity / popularity.sum()).astype(np.int32)) * stride,
+        "timestamp": np.tile(np.arange(EACH), USERS),
+        "positive": np.ones(len(key), bool),
+    }
+    return NextItemExamples(table, 50, 32)
+
+
+def two_tower(rows: int, **arguments: Any) -> tf.keras.Model:
+    model = TwoTower(rows, num_users=rows, long_history_length=50, num_genres=20, num_years=20, **arguments)
+    model.set_content(np.ones((rows, 20), np.float32), np.ones(rows, int))
+    model.set_label_counts(np.random.default_rng(0).integers(1, 100, rows))
+    model.compile(tf.keras.optimizers.Adagrad(0.1))
+    return model
+
+
+MODELS: dict[str, Callable[[int], tf.keras.Model]] = {
+    "two_tower in_batch": lambda rows: two_tower(rows),
+    "two_tower streaming logQ": lambda rows: two_tower(rows, log_q="streaming"),
+    "two_tower mixed": lambda rows: two_tower(rows, softmax="mixed"),
+    "two_tower uniform": lambda rows: two_tower(rows, softmax="uniform"),
+    "two_tower popularity": lambda rows: two_tower(rows, softmax="popularity"),
+    "two_tower hidden": lambda rows: two_tower(rows, hidden_units=(128, 64), dropout=0.5, id_dropout=0.2),
+}
+"""By the number of rows of its tables, a compiled model that is trained on the batches of `NextItemExamples`."""
+
+
+def stepper(model: tf.keras.Model, batch: Iterator[Any], steps: int) -> Callable[[], float]:
+    """Seconds of a step, over the next `steps` batches; the first call also traces."""
+    step = tf.function(model.train_step, reduce_retracing=True)
+    ready = [next(batch) for _ in range(steps)]
+
+    def run() -> float:
+        started = time.perf_counter()
+        for one in ready:
+            step(one)
+        return (time.perf_counter() - started) / steps
+
+    return run
+
+
+def measure(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    config, sizes = Config(batch_size=BATCH, epochs=1000), (a.large, a.small)
+    inputs = [iter(next_item_batches(examples(rows), config, 0)[0]) for rows in sizes]
+    runs = [stepper(MODELS[name](rows), batch, a.steps) for rows, batch in zip(sizes, inputs, strict=True)]
+    for run in runs:
+        run()
+    pairs = [tuple(run() for run in runs) for _ in range(a.rounds)]
+    large, small = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(x / y for x, y in pairs)
+    started = time.perf_counter()
+    for _ in range(a.steps):
+        next(inputs[1])
+    waited = 1e3 * (time.perf_counter() - started) / a.steps
+    case = f"{name}: ms a step, {a.large:,} against {a.small:,} rows"
+    rows = [{"case": case, "ours": round(large, 2), "peer": round(small, 2), "ratio": round(ratio, 3), "bar": BAR}]
+    rows[0]["ok"] = ratio <= BAR
+    share = {"case": f"{name}: ms of input a step, against the step", "ours": round(waited, 2), "peer": round(small, 2)}
+    return [*rows, {**share, "ratio": round(waited / small, 3), "bar": 1.0, "ok": waited <= small}]
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(MODELS)
+    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
+    for name, value, text in (
+        ("large", 1_000_000, "rows of every table"),
+        ("small", 10_000, "rows to compare with"),
+        ("steps", 50, "timed a round"),
+        ("rounds", 9, "how often each is timed"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    arguments = parsed(parser, argv, QUICK)
+    if min(arguments.small, arguments.large) < 10_000:
+        parser.error("--small and --large must be at least 10,000.")
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    a = parse(argv)
+    rows = []
+    for name in a.models:
+        rows += measure(name, a)
+        print(rows[-2:], file=sys.stderr)
+    if a.json:
+        write_rows(a.json, rows)
+    print(f"\nBatches of {BATCH}; {os.cpu_count()} CPUs, shared by the threads of TensorFlow.\n")
+    print_table(rows, ())
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
