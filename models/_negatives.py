@@ -207,7 +207,10 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
     def logits(
         self, psi: tf.Tensor, label: tf.Tensor, embed: Embed, training: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Corrected and masked logits `[B, N]` with the label's among them, and its column `[B]`."""
+        """Corrected and masked logits `[B, N]` with the label's among them, and its column `[B]`.
+
+        Items that are in the batch more than once share a column, see `_grouped`.
+        """
         batch = tf.shape(label)[0]
         if self.softmax == "full":
             vectors = embed(tf.range(FIRST_ID, self.num_items))
@@ -217,18 +220,16 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
             return tf.concat([right, tf.zeros_like(right)], axis=1), tf.zeros_like(label)  # σ is a softmax against 0
         if self.log_q == "streaming" and training:
             self.streaming.update(label)
-        shared = 0 if self.softmax == "in_batch" else self.negatives - self.hard
-        items = tf.concat([label, self.draw([shared])], axis=0)  # [B + shared]
-        vectors, log_q = embed(items), self.log_probability(items, batch)
+        drawn = self.draw([0 if self.softmax == "in_batch" else self.negatives - self.hard])
         if self.softmax in IN_BATCH:
-            logits, own = tf.linalg.matmul(psi, vectors, transpose_b=True) - log_q, tf.range(batch)
+            logits, own = self._grouped(psi, label, tf.concat([label, drawn], axis=0), embed)
         else:
+            items = tf.concat([label, drawn], axis=0)
+            vectors, log_q = embed(items), self.log_probability(items, batch)
             right = tf.reduce_sum(psi * vectors[:batch], axis=1) - log_q[:batch]
             others = tf.linalg.matmul(psi, vectors[batch:], transpose_b=True) - log_q[batch:]
-            logits = tf.concat([right[:, tf.newaxis], others], axis=1)  # [B, 1 + N]
-            items, own = tf.concat([[0], items[batch:]], axis=0), tf.zeros_like(label)
-        hit = (label[:, tf.newaxis] == items) & (own[:, tf.newaxis] != tf.range(tf.size(items)))
-        logits = tf.where(hit, MASKED, logits)
+            others = tf.where(label[:, tf.newaxis] == drawn, MASKED, others)
+            logits, own = tf.concat([right[:, tf.newaxis], others], axis=1), tf.zeros_like(label)  # [B, 1 + N]
         if self.hard:
             items = self.hardest(psi, embed)  # [B, H]
             flat = tf.reshape(items, [-1])
@@ -237,6 +238,22 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
             hard = tf.einsum("bd,bhd->bh", psi, vectors) - log_q
             logits = tf.concat([logits, tf.where(label[:, tf.newaxis] == items, MASKED, hard)], axis=1)
         return logits, own
+
+    def _grouped(self, psi: tf.Tensor, label: tf.Tensor, items: tf.Tensor, embed: Embed) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logits `[B, U]` of the different ones among `items`, which begin with the labels, and the labels' columns.
+
+        An item that is there c times is a negative c times, so its logit grows by log c; where it is the label it
+        counts once, which masks all accidental hits.
+        """
+        batch = tf.shape(label)[0]
+        used, place, count = tf.unique_with_counts(items)
+        own, log_count = place[:batch], tf.math.log(tf.cast(count, tf.float32))
+        bias = log_count - self.log_probability(used, batch)
+        vectors = tf.concat([embed(used), bias[:, tf.newaxis]], axis=1)  # [U, D + 1]
+        psi = tf.pad(psi, [[0, 0], [0, 1]], constant_values=1.0)
+        logits = tf.linalg.matmul(psi, vectors, transpose_b=True)
+        where = tf.stack([tf.range(batch), own], axis=1)
+        return tf.tensor_scatter_nd_sub(logits, where, tf.gather(log_count, own)), own
 
     def call(
         self,
