@@ -41,8 +41,8 @@ class StreamingFrequency(tf.keras.layers.Layer):
       >>> layer = StreamingFrequency(buckets=64, rate=0.5, first_gap=4.0)
       >>> for batch in ([2, 3], [2, 4], [2, 3]):
       ...     layer.update(tf.constant(batch))
-      >>> np.exp(-layer(tf.constant([2, 3]))).round(2).tolist()  # ((4 + 1) / 2 + 1) / 2 … and ((4 + 1) / 2 + 2) / 2
-      [1.38, 2.25]
+      >>> np.exp(-layer(tf.constant([2, 3]))).round(3)  # 1.375 = ((4 + 1) / 2 + 1) / 2 …, 2.25 = ((4 + 1) / 2 + 2) / 2
+      array([1.375, 2.25 ], dtype=float32)
     """
 
     def __init__(
