@@ -38,7 +38,9 @@ class ContentBased(tfrs.Model):
       embedding_dim: width of a bucket's embedding.
       hidden_units: widths of the ReLU layers, at least one; the last is that of v.
       dropout: share of the history's items left out at random in training.
-      item_dropout: share of the items without their own part in a training step.
+      item_dropout: share of the items without their own part in a training step. It keeps new items at the level of
+        the others: on `validation` of the demo data, one seed, with a seventh of the items new, 0.5 and 0 had
+        Recall@100 of .328 and .306, of the new items .136 and .359, and of these among themselves .608 and .600.
 
     Call: a `Query` → scores float32 `[B, I]`. An empty history has the profile 0, and all items the score 0.
 
