@@ -14,7 +14,6 @@ Source: Covington, Adams and Sargin 2016, §3; Yi et al. 2019; Yang et al. 2020.
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from _retrieval import FURTHER, encoded, figures, fit, fitted, mean_over, paired_row, queries_of, settings
