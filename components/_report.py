@@ -43,11 +43,10 @@ def differences(comparisons: Sequence[Mapping[str, Any]]) -> Rows:
 
 def added(contributions: Sequence[Mapping[str, Any]]) -> Rows:
     """What each source finds, and what only it does."""
-    share = lambda value: "" if value is None else f"{value:.1%}"  # noqa: E731
-    rows = [
-        [c["name"], cell(c["recall"]) if c["recall"] else "", share(c["found"]), share(c["only"])]
-        for c in contributions
-    ]
+    rows = []
+    for c in contributions:
+        shares = ("" if share is None else f"{share:.1%}" for share in (c["found"], c["only"]))
+        rows.append([c["name"], cell(c["recall"]) if c["recall"] else "", *shares])
     return ["source", "recall", "positives found", "found by no other"], rows
 
 

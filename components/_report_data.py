@@ -123,7 +123,7 @@ def contributions(
       Last a row "any" of all other lists together, each with `size` items, without a recall.
     """
     offsets, items = queries.targets.offsets, queries.targets.values
-    there, recall = {}, {}
+    there, recall, positives = {}, {}, 1
     for name, ranked in lists.items():
         found = find_targets(ranked[:, :size], offsets, items)
         there[name] = np.zeros(len(items), bool)

@@ -1,10 +1,13 @@
 """What the trainer of the two-tower makes of the data: titles as rows, a depth by size and the note about it, ages."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
 from shortlist.components._examples import NextItemExamples
-from shortlist.components._queries import NO_TIME
+from shortlist.components._queries import NO_TIME, EncodedData
 from shortlist.trainers.two_tower import Config, depth, depth_note, make_examples, title_tokens
 
 
@@ -59,9 +62,10 @@ def test_the_depth_goes_by_the_size_of_the_data_and_says_so(
 
 
 def test_examples_are_as_old_as_they_lie_before_the_newest_row() -> None:
+    data = cast(EncodedData, SimpleNamespace(request=lambda rows, at: {}))  # requests say nothing besides
     times = np.array([1, 5, 2, 9, NO_TIME])
-    examples = make_examples(Config(example_age=True), {**rows(2), "timestamp": times})
+    examples = make_examples(Config(example_age=True), data, {**rows(2), "timestamp": times})
     got = examples.at(examples.usable)
     assert got["example_age"].tolist() == [4, 0]
     assert got["example_age"].dtype == np.float32
-    assert "example_age" not in make_examples(Config(), rows(2)).at(np.array([1]))
+    assert "example_age" not in make_examples(Config(), data, rows(2)).at(np.array([1]))
