@@ -1,7 +1,9 @@
 """What the benchmarks that train two-towers do alike: the encoded data, a fitted model, its figures by user."""
 
+import argparse
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import tensorflow as tf
+from _table import print_table, write_rows
 
+from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import quiet
@@ -99,3 +103,19 @@ def paired_row(case: str, ours: dict[str, np.ndarray], peer: dict[str, np.ndarra
         "difference": f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]",
         "users": int((~np.isnan(ours["recall@100"])).sum()),
     }
+
+
+def tell(a: argparse.Namespace, of_source: Callable[[str, argparse.Namespace], list[dict[str, Any]]], text: str) -> int:
+    """Prints the rows of each source, `text` above them, and writes them down; the exit code."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for source in a.data:
+            rows += of_source(source, a)
+    except ShortlistError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    if a.json:
+        write_rows(a.json, rows)
+    print(f"\n{text}\n")
+    print_table(rows, FURTHER)
+    return 0 if all(row["ok"] for row in rows) else 1

@@ -16,14 +16,13 @@ import argparse
 import sys
 from typing import Any
 
-from _retrieval import FURTHER, encoded, figures, fit, fitted, mean_over, paired_row, queries_of, settings
-from _table import parsed, parser_of, print_table, write_rows
+from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, queries_of, settings, tell
+from _table import parsed, parser_of
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
 import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 
-from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.models.two_tower import TwoTower
 
@@ -116,21 +115,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     a = parse(argv)
-    rows: list[dict[str, Any]] = []
-    try:
-        for source in a.data:
-            rows += on_planted(a) if source == "planted" else on_data(source, a)
-    except ShortlistError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    if a.json:
-        write_rows(a.json, rows)
-    print(
-        f"\nours: the variant, peer: no hidden layer. Recall@100 on {a.split}, or hits in 10; mean of seeds {a.seeds}."
+    return tell(
+        a,
+        lambda source, a: on_planted(a) if source == "planted" else on_data(source, a),
+        f"ours: the variant, peer: no hidden layer. Recall@100 on {a.split}, or hits in 10; mean of seeds {a.seeds}.\n"
+        "difference: paired, with its 95 % interval over users.",
     )
-    print("difference: paired, with its 95 % interval over users.\n")
-    print_table(rows, FURTHER)
-    return 0 if all(row["ok"] for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -235,6 +235,16 @@ def test_only_the_last_items_count_and_unknown_ones_do_not() -> None:
     np.testing.assert_array_equal(psi[2], [0, 0, 0])
 
 
+def test_histories_far_longer_and_far_shorter_than_what_is_looked_at() -> None:
+    watched = np.random.default_rng(0).integers(2, 8, (1, 100_000), np.int32)
+    model = made(**HISTORY_ALONE)
+    expected = model.history_table.numpy()[watched[0, -3:]].mean(axis=0)
+    np.testing.assert_allclose(model.embed_query({"history": tf.constant(watched)})[0], expected, rtol=1e-5)
+    model = made(**{**HISTORY_ALONE, "history_length": 1000, "long_history_length": 2000})
+    expected = 2 * model.history_table.numpy()[[4, 6]].mean(axis=0)  # both means are over all that there is
+    np.testing.assert_allclose(model.embed_query({"history": tf.constant([[4, 6]])})[0], expected, rtol=1e-5)
+
+
 def test_a_watch_counts_half_after_each_half_life_however_old_the_newest_is() -> None:
     model = made(**{**HISTORY_ALONE, "recency_half_life": 10.0})
     table = model.history_table.numpy()
@@ -340,6 +350,28 @@ def test_a_hidden_layer_learns_the_next_item_that_no_sum_of_the_watched_ones_giv
     assert losses[()] >= 4 * np.log(2) - 1e-4  # nothing additive does better than to guess
     assert losses[16,] < 0.1
     np.testing.assert_array_equal(best, label)
+
+
+def test_without_negatives_groups_that_nobody_mixes_fold_and_negatives_cure_it() -> None:
+    """Eight groups of ten items and twenty users each, in two dimensions: who watches one group gets no other."""
+    groups, items, users, each = 8, 10, 20, 6
+    rng = np.random.default_rng(0)
+    group = np.arange(groups * users) % groups
+    watched = rng.permuted(np.tile(np.arange(items), (len(group), 1)), axis=1)[:, :each] + group[:, np.newaxis] * items
+    watched = (watched + 2).astype(np.int32)
+    shares = {}
+    for softmax in ("positives_only", "in_batch", "full"):
+        tf.keras.utils.set_random_seed(0)
+        model = TwoTower(groups * items + 2, embedding_dim=2, history_length=each, softmax=softmax)
+        model.compile(tf.keras.optimizers.Adagrad(0.1))
+        batch = {"history": watched[:, :-1], "label": watched[:, -1]}
+        model.fit(tf.data.Dataset.from_tensors(batch).repeat(300), verbose=0)
+        scores = model.score_items({"history": tf.constant(watched)}).numpy()[:, 2:]
+        best = np.argsort(-scores, axis=1)[:, :5] // items
+        shares[softmax] = (best != group[:, np.newaxis]).mean()
+    assert shares["positives_only"] > 0.4  # 0.875 by chance
+    assert shares["in_batch"] < 0.1
+    assert shares["full"] < 0.1
 
 
 def test_dropout_leaves_out_watched_items_in_training_only() -> None:
