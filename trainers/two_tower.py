@@ -45,9 +45,9 @@ class Config(EpochsConfig):
       examples_per_user: drawn an epoch, the same number for every user.
     """
 
-    embedding_dim: int = pydantic.Field(64, ge=1)
+    embedding_dim: int = pydantic.Field(128, ge=1)
     history_length: int = pydantic.Field(10, ge=1)
-    long_history_length: int = pydantic.Field(0, ge=0)
+    long_history_length: int = pydantic.Field(100, ge=0)
     hidden_units: tuple[int, ...] | Literal["auto"] = "auto"
     softmax: Literal["full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only"] = "in_batch"
     negatives: int = pydantic.Field(512, ge=1)
