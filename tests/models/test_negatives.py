@@ -1,4 +1,4 @@
-"""The losses over sampled negatives: logits, loss and one step against NumPy, and what is drawn."""
+"""The losses over sampled negatives: logits, loss and one step against NumPy, what is drawn, and what they are for."""
 
 from typing import Any
 
@@ -195,3 +195,25 @@ def test_refuses_a_bad_rate() -> None:
 def test_layers_survive_their_config(layer: StreamingFrequency) -> None:
     again = type(layer).from_config(layer.get_config())
     assert (again.buckets, again.hashes, again.rate, again.first_gap) == (8, 2, 0.5, 3.0)
+
+
+def test_without_negatives_groups_that_nobody_mixes_fold_and_negatives_cure_it() -> None:
+    """Eight groups of ten items and twenty users each, in two dimensions: who watches one group gets no other."""
+    groups, items, users, each = 8, 10, 20, 6
+    rng = np.random.default_rng(0)
+    group = np.arange(groups * users) % groups
+    watched = rng.permuted(np.tile(np.arange(items), (len(group), 1)), axis=1)[:, :each] + group[:, np.newaxis] * items
+    watched = (watched + 2).astype(np.int32)
+    shares = {}
+    for softmax in ("positives_only", "in_batch", "full"):
+        tf.keras.utils.set_random_seed(0)
+        model = TwoTower(groups * items + 2, embedding_dim=2, history_length=each, softmax=softmax)
+        model.compile(tf.keras.optimizers.Adagrad(0.1))
+        batch = {"history": watched[:, :-1], "label": watched[:, -1]}
+        model.fit(tf.data.Dataset.from_tensors(batch).repeat(300), verbose=0)
+        scores = model.score_items({"history": tf.constant(watched)}).numpy()[:, 2:]
+        best = np.argsort(-scores, axis=1)[:, :5] // items
+        shares[softmax] = (best != group[:, np.newaxis]).mean()
+    assert shares["positives_only"] > 0.4  # 0.875 by chance
+    assert shares["in_batch"] < 0.1
+    assert shares["full"] < 0.1

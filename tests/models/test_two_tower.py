@@ -352,28 +352,6 @@ def test_a_hidden_layer_learns_the_next_item_that_no_sum_of_the_watched_ones_giv
     np.testing.assert_array_equal(best, label)
 
 
-def test_without_negatives_groups_that_nobody_mixes_fold_and_negatives_cure_it() -> None:
-    """Eight groups of ten items and twenty users each, in two dimensions: who watches one group gets no other."""
-    groups, items, users, each = 8, 10, 20, 6
-    rng = np.random.default_rng(0)
-    group = np.arange(groups * users) % groups
-    watched = rng.permuted(np.tile(np.arange(items), (len(group), 1)), axis=1)[:, :each] + group[:, np.newaxis] * items
-    watched = (watched + 2).astype(np.int32)
-    shares = {}
-    for softmax in ("positives_only", "in_batch", "full"):
-        tf.keras.utils.set_random_seed(0)
-        model = TwoTower(groups * items + 2, embedding_dim=2, history_length=each, softmax=softmax)
-        model.compile(tf.keras.optimizers.Adagrad(0.1))
-        batch = {"history": watched[:, :-1], "label": watched[:, -1]}
-        model.fit(tf.data.Dataset.from_tensors(batch).repeat(300), verbose=0)
-        scores = model.score_items({"history": tf.constant(watched)}).numpy()[:, 2:]
-        best = np.argsort(-scores, axis=1)[:, :5] // items
-        shares[softmax] = (best != group[:, np.newaxis]).mean()
-    assert shares["positives_only"] > 0.4  # 0.875 by chance
-    assert shares["in_batch"] < 0.1
-    assert shares["full"] < 0.1
-
-
 def test_dropout_leaves_out_watched_items_in_training_only() -> None:
     model = made(**HISTORY_ALONE, dropout=0.5)
     table, query = model.history_table.numpy(), {"history": tf.fill([400, 2], 3) + tf.constant([[0, 1]])}
