@@ -20,7 +20,7 @@ from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import quiet
-from shortlist.components._queries import EncodedData, Queries, build_queries
+from shortlist.components._queries import EncodedData, Queries
 from shortlist.components.metrics import bootstrap_means, find_targets
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers import two_tower
@@ -38,10 +38,6 @@ def encoded(source: str, archive: Path | None, workdir: Path) -> EncodedData:
     given |= {"data.archive_dir": str(archive)} if archive and source.startswith("tfds:") else {}
     with quiet():
         return EncodedData(retrieval_only(load_config(None, given)).run(until=["Transform"])["Transform"])
-
-
-def queries_of(data: EncodedData, split: str) -> Queries:
-    return build_queries(data, split)
 
 
 def settings(**changes: Any) -> two_tower.Config:

@@ -16,7 +16,7 @@ import argparse
 import sys
 from typing import Any
 
-from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, queries_of, settings, tell
+from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, settings, tell
 from _table import parsed, parser_of
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
@@ -24,10 +24,11 @@ import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 
 from shortlist.components._examples import NextItemExamples
+from shortlist.components._queries import build_queries
 from shortlist.models.two_tower import TwoTower
 
 WIDTHS: tuple[tuple[int, ...], ...] = ((), (32,), (128,), (256, 128))
-QUICK = {"data": ["planted"], "widths": [WIDTHS[0], WIDTHS[2]], "seeds": [0], "events": 40_000}
+QUICK = {"data": ["planted"], "widths": [WIDTHS[0], WIDTHS[2]], "seeds": [0], "events": 120_000}
 GENRES, FILMS, SESSIONS = 8, (20, 20, 40), 20  # films a genre of the first, second and third places
 
 
@@ -87,7 +88,7 @@ def on_planted(a: argparse.Namespace) -> list[dict[str, Any]]:
 
 def on_data(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     data = encoded(source, a.archive_dir, a.workdir)
-    queries = queries_of(data, a.split)
+    queries = build_queries(data, a.split)
     name = f"{source.removeprefix('tfds:').partition(':')[0]}, {len(data.rows('train')['item']):,} training rows"
     peer: dict[str, np.ndarray] = {}
     rows = []

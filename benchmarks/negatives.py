@@ -18,7 +18,7 @@ import argparse
 import sys
 from typing import Any
 
-from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, queries_of, settings, tell
+from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, settings, tell
 from _table import parsed, parser_of
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
@@ -26,7 +26,7 @@ import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 
 from shortlist.components._examples import NextItemExamples
-from shortlist.components._queries import EncodedData, Queries
+from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.models.two_tower import TwoTower
 from shortlist.models.wals import WALS
 from shortlist.trainers._common import interaction_matrix
@@ -63,7 +63,7 @@ def wals(data: EncodedData, seed: int) -> WALS:
 
 def on_data(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     data = encoded(source, a.archive_dir, a.workdir)
-    queries = queries_of(data, a.split)
+    queries = build_queries(data, a.split)
     name = source.removeprefix("tfds:").partition(":")[0]
 
     def of(changes: dict[str, Any]) -> dict[str, np.ndarray]:

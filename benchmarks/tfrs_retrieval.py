@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from _retrieval import FURTHER, encoded, figures, mean_over, paired_row, queries_of, settings, tell
+from _retrieval import FURTHER, encoded, figures, mean_over, paired_row, settings, tell
 from _table import parsed, parser_of
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
@@ -30,7 +30,7 @@ import numpy as np  # isort: skip
 import tensorflow as tf  # isort: skip
 import tensorflow_recommenders as tfrs  # isort: skip
 
-from shortlist.components._queries import EncodedData, Queries
+from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components._top_k import top_k
 from shortlist.components.metrics import find_targets
 from shortlist.trainers import two_tower
@@ -161,7 +161,7 @@ def evaluation_row(model: Tutorial, queries: Queries, rounds: int) -> dict[str, 
 
 def compare(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     data = encoded(source, a.archive_dir, a.workdir)
-    validation, test = queries_of(data, "validation"), queries_of(data, "test")
+    validation, test = build_queries(data, "validation"), build_queries(data, "test")
     name = source.removeprefix("tfds:").partition(":")[0]
 
     def theirs(seed: int, **changes: Any) -> Theirs:
