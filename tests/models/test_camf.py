@@ -188,11 +188,29 @@ def test_a_step_changes_the_rows_of_the_batch_and_nothing_else(deviation: str | 
 
 
 def fit(model: BiasedMF, x: dict[str, np.ndarray], y: np.ndarray, steps: int = 30) -> BiasedMF:
-    model.adapt(x, y)
-    model.compile(tf.keras.optimizers.Adagrad(0.4), run_eagerly=True)  # so few steps are not worth a graph
-    for _ in range(steps):
-        model.train_on_batch(x, y)
+    model.fit_quickly(x, y, epochs=steps)
     return model
+
+
+@every_deviation
+def test_compiled_steps_are_those_of_keras(deviation: str | None) -> None:
+    rng = np.random.default_rng(0)
+    limits = {"user": (2, 6), "item": (2, 5), "context_time": (0, 3), "context_place": (-1, 5)}
+    x = {name: rng.integers(*bounds, 50).astype(np.int32) for name, bounds in limits.items()}
+    y = rng.integers(1, 6, 50).astype(np.float32)
+    quick, keras = made(deviation), made(deviation)
+    before = [weight.numpy() for weight in quick.trainable_variables]
+    quick.fit_quickly(x, y, epochs=3, batch_size=16, learning_rate=0.2, seed=7)
+    keras.adapt(x, y)
+    keras.compile(tf.keras.optimizers.Adagrad(0.2), run_eagerly=True)
+    order = np.random.default_rng(7)
+    for _ in range(3):
+        rows = order.permutation(50)
+        for part in np.split(rows, [16, 32, 48]):
+            keras.train_on_batch({name: values[part] for name, values in x.items()}, y[part])
+    for found, expected, start in zip(quick.trainable_variables, keras.trainable_variables, before, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5, err_msg=found.name)
+        assert not np.allclose(found, start), found.name
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
@@ -298,19 +316,13 @@ def recovery() -> dict[tuple[str, str], np.ndarray]:
     for variant in dict.fromkeys(variant for _, variant in pairs):
         l2 = {"l2_bias": 0.01, "l2_factors": 2.0, "l2_deviation": 0.02, "frequency_exponent": 0.0}
         model = CAMF(8, 7, {"time": 3, "place": 2}, variant, embedding_dim=2, **l2)
-        model.compile(tf.keras.optimizers.Adagrad(0.4), steps_per_execution=120)
-        model.optimizer.build(model.trainable_variables)
-        variables = [*model.variables, *model.optimizer.variables]
-        start = [variable.numpy() for variable in variables]
+        start = model.get_weights()
         for effect in (effect for effect, own in pairs if own == variant):
             errors = []
             for seed in range(20):
-                for variable, value in zip(variables, start, strict=True):
-                    variable.assign(value)
+                model.set_weights(start)
                 x, y, expected = planted(effect, seed)
-                model.adapt(x, y)
-                data = tf.data.Dataset.from_tensors((x, y.astype(np.float32))).cache().repeat(120)
-                model.fit(data, steps_per_epoch=120, verbose=0)
+                model.fit_quickly(x, y, epochs=120)
                 context = {name: x[f"context_{name}"] for name in ("time", "place")}
                 terms = model.explain(x["user"], x["item"], context)
                 total = sum(value.numpy() for name, value in terms.items() if "context" in name).reshape(expected.shape)
