@@ -30,7 +30,7 @@ def headline_plot(metrics: Mapping[str, Any], metric: str) -> Plot:
     rows = [{"name": s, **own[metric]} for s, own in metrics["systems"].items() if metric in own]
     title = metric.partition("@")[0].upper() + "@" + metric.partition("@")[2]
     caption = "Points are means over users, lines their 95 % intervals."
-    return Plot(_intervals(rows, title), f"{title} of {counted(len(rows), 'system')} with intervals.", caption)
+    return Plot(interval_chart(rows, title), f"{title} of {counted(len(rows), 'system')} with intervals.", caption)
 
 
 def gain_plot(comparisons: Sequence[Mapping[str, Any]], metric: str) -> Plot:
@@ -46,7 +46,7 @@ def gain_plot(comparisons: Sequence[Mapping[str, Any]], metric: str) -> Plot:
     caption = f"Right of the line {system} is better than the system named, by so much. Lines are 95 % intervals."
     title = f"difference in {metric}"
     return Plot(
-        _intervals(rows, title, zero=True), f"Paired differences of {system} in {metric}, with intervals.", caption
+        interval_chart(rows, title, zero=True), f"Paired differences of {system} in {metric}, with intervals.", caption
     )
 
 
@@ -55,7 +55,7 @@ def slice_plot(name: str, rows: Sequence[Mapping[str, Any]], metric: str) -> Plo
     shown = [
         {"name": r["part"], "group": r["system"], **{n: r[n] for n in ("value", "low", "high", "users")}} for r in rows
     ]
-    return Plot(_intervals(shown, metric, heading=name), f"{metric} by {name}, with intervals.")
+    return Plot(interval_chart(shown, metric, heading=name), f"{metric} by {name}, with intervals.")
 
 
 def recall_plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Plot:
@@ -176,7 +176,7 @@ def map_plot(points: Sequence[Point], share: tuple[float, float], source: str) -
     return Plot(chart, f"Map of the {counted(len(points), 'most watched item')} by the vectors of {source}.", caption)
 
 
-def _intervals(rows: Sequence[Mapping[str, Any]], title: str, heading: str = "", zero: bool = False) -> AnyChart:
+def interval_chart(rows: Sequence[Mapping[str, Any]], title: str, heading: str = "", zero: bool = False) -> AnyChart:
     """Names with a point and a line from low to high; a colour and a line of its own for each group."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     groups = list(dict.fromkeys(row["group"] for row in rows if "group" in row))

@@ -242,11 +242,11 @@ def find_splits(interactions: pa.Table, config: SplitByContextConfig) -> pa.Tabl
             "Splitting by context needs ratings and at least one column `context_<dimension>`. Received: "
             f"{len(rated):,} ratings and the columns {', '.join(interactions.column_names)}."
         )
-    codes, values = zip(*(_encoded(rated[PREFIX + name]) for name in names), strict=True)
+    codes, values = zip(*(row_numbers(rated[PREFIX + name]) for name in names), strict=True)
     conditions, rating = np.stack(codes, axis=1), rated["rating"].to_numpy()
     tables = []
     for side in SIDES if config.side == "both" else (config.side,):
-        owner, ids = _encoded(rated[side])
+        owner, ids = row_numbers(rated[side])
         found = best_splits(owner - 1, rating, conditions, config)
         split, dimension = np.nonzero(found.required)  # by split, then by dimension
         code = found.required[split, dimension]
@@ -362,7 +362,7 @@ def half_rows(splits: pa.Table, side: str, ids: pa.Array, conditions: Mapping[st
     return {"required": needed[split], "inverse": outside >= 0, "sibling": sibling}
 
 
-def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+def row_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Rows from 1 on in the sorted distinct values, 0 for null; and the values, the first null."""
     values = pc.unique(column).drop_null().sort()
     found = pc.fill_null(pc.index_in(column, values), -1).to_numpy() + 1

@@ -1,4 +1,7 @@
-"""Rating prediction by matrix factorization with biases, and with deviations by context."""
+"""Rating prediction by matrix factorization with biases, and with deviations by context.
+
+Past 400 lines because the two models share their steps, and what one adds to the other is read beside it.
+"""
 
 from collections.abc import Mapping
 from typing import Any

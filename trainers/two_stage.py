@@ -254,14 +254,7 @@ def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping
     values = tomllib.loads((CONFIGS / "two_stage.toml").read_text())
     if file is not None:
         values = _merge(values, read_toml(file) if isinstance(file, Path) else copy.deepcopy(dict(file)))
-    for name, value in (overrides or {}).items():
-        *tables, last = name.split(".")
-        table = values
-        for part in tables:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
-        table[last] = copy.deepcopy(value)  # the next dotted name may go into it
+    set_by_name(values, overrides or {})
     for group in ("sources", "baselines"):
         named = _table(values.get(group, {}), group).items()
         values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
@@ -277,6 +270,22 @@ def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping
         for name in models:
             _check_bases(config, group, (name,))
     return config
+
+
+def set_by_name(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Puts values by dotted name into nested settings.
+
+    Raises:
+      ShortlistError: for a name that goes into a value.
+    """
+    for name, value in overrides.items():
+        *tables, last = name.split(".")
+        table = values
+        for part in tables:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise ShortlistError(f"`{name}` is not a setting: `{part}` is a value. Leave the rest out.")
+        table[last] = copy.deepcopy(value)  # the next dotted name may go into it
 
 
 def read_toml(file: Path, option: str = "--config") -> dict[str, Any]:

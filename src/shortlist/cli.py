@@ -348,6 +348,43 @@ def recommend(
     _show_recommendations(_bundle_of(run), run, user, list(history or []), k)
 
 
+experiment = typer.Typer(help="Comparisons of methods that are no run: each on the same data, tuned alike.")
+app.add_typer(experiment, name="experiment")
+
+
+@experiment.command()
+@_one_line
+def context(
+    data: Data,
+    workdir: Workdir = None,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option(help="One division into folds, and few settings tried.")] = False,
+) -> None:
+    """Which use of context predicts ratings, and ranks, better than none: k folds, settings chosen within them.
+
+    Popularity, item averages, matrix factorization without context and with each of CAMF's deviations, behind splits of
+    items and users, and post-filtering. Sources with context are carskit: and others with columns context_<dimension>.
+
+    Example: [bold]shortlist experiment context --data carskit:ratings.txt --set data.columns.user=visitor[/bold]
+    """
+    from shortlist.components._config import parse
+    from shortlist.components._context_report import COLUMNS, shown
+    from shortlist.trainers.context_experiment import ContextExperiment, run_experiment
+    from shortlist.trainers.two_stage import parse_overrides, set_by_name
+
+    values: dict[str, Any] = {"fold_seeds": [0], "trials": 3, "inner_folds": 2} if quick else {}
+    set_by_name(values, {"data.source": data, **parse_overrides(overrides or [])})
+    folder = workdir or Path("runs") / _slug(data, "context")
+    found = run_experiment(parse(ContextExperiment, values), folder)
+    table = Table(title=f"{escape(found['data'])}: {found['rows']:,} ratings, figures with 95 % intervals")
+    for name in ("method", *COLUMNS):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for name, own in found["methods"].items():
+        table.add_row(name, *(escape(shown(own.get(metric))) for metric in COLUMNS))
+    Console(highlight=False, width=1000).print(table)
+    out.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True, markup=False)
+
+
 @app.command()
 @_one_line
 def rollback(
