@@ -10,7 +10,6 @@ the best reference.
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import print_table, write_rows
+from _table import parsed, print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._config import parse
@@ -53,7 +52,7 @@ PEERS: dict[str, dict[str, float]] = {
         "best": 1.103,
     },
 }
-QUICK = {"fold_seeds": [0], "trials": 3, "inner_folds": 2}
+QUICK = {"data": ["depaulmovie"], "fold_seeds": [0], "trials": 3, "inner_folds": 2}
 
 
 def rows_of(name: str, shared: Path, settings: dict[str, Any], workdir: Path) -> list[dict[str, Any]]:
@@ -74,20 +73,27 @@ def rows_of(name: str, shared: Path, settings: dict[str, Any], workdir: Path) ->
     return rows
 
 
-def main(argv: list[str]) -> int:
+def arguments_of(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS), help=f"({' '.join(SETS)})")
     shared = Path(__file__).resolve().parents[2] / "shared" / "data"
-    parser.add_argument("--shared", type=Path, default=shared, help="the folder with depaulmovie and sts")
-    parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--quick", action="store_true", help="depaulmovie, one fold seed, few trials")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--workdir", type=Path, help="keep the reports there")
-    a = parser.parse_args(argv)
+    parser.add_argument("--shared", type=Path, default=shared, metavar="DIR", help="holds depaulmovie/ and sts/")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/context"), help="(runs/context)")
+    for name, value, text in (("trials", 12, "settings that a method tries"), ("inner-folds", 3, "to choose them")):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+    parser.add_argument("--fold-seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
+    return parsed(parser, argv, QUICK)
+
+
+def main(argv: list[str]) -> int:
+    a = arguments_of(argv)
+    settings = {name: getattr(a, name) for name in ("fold_seeds", "trials", "inner_folds")}
     rows: list[dict[str, Any]] = []
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            for name in ["depaulmovie"] if a.quick else a.data:
-                rows += rows_of(name, a.shared, QUICK if a.quick else {}, a.workdir or Path(scratch))
+        for name in a.data:
+            rows += rows_of(name, a.shared, settings, a.workdir)
     except ShortlistError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import Query, register
+from shortlist.models._base import Query, constructor_arguments, register
 from shortlist.models._camf import adagrad_steps
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._conditions import checked_contexts, condition_columns
@@ -263,8 +263,7 @@ class BiasedMF(tf.keras.Model):
         return terms
 
     def get_config(self) -> dict[str, Any]:
-        names = ("num_users", "num_items", "embedding_dim", "l2_bias", "l2_factors", "frequency_exponent", "name")
-        return {name: getattr(self, name) for name in names}
+        return constructor_arguments(self)
 
 
 @register("camf")
@@ -432,10 +431,6 @@ class CAMF(BiasedMF):
         if self.deviation == "low_rank":
             vectors.append(tf.convert_to_tensor(self.item_context_table))
         return tf.concat(vectors, axis=1)
-
-    def get_config(self) -> dict[str, Any]:
-        own = {"deviation": self.deviation, "l2_deviation": self.l2_deviation, "rank": self.rank}
-        return {**super().get_config(), "contexts": dict(self.contexts), **own}
 
 
 def _squared(vectors: tf.Tensor) -> tf.Tensor:

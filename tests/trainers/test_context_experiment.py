@@ -26,13 +26,14 @@ FEW = {"folds": 3, "fold_seeds": [0], "inner_folds": 2, "trials": 2, "epochs": 2
 
 
 def written(folder: Path, users: int = 20, items: int = 10) -> str:
-    """Every user rates every item at home and out; half of the users like it two stars better out, the others at home."""
+    """Every user rates every item at home and out; half of the users give two stars more out, the others at home."""
     rng = np.random.default_rng(0)
     lines = ["user,item,rating,Place,Mood"]
     for user in range(users):
         for item in range(items):
             for place in ("home", "out"):
-                rating = 3 + (2 * (user % 2) - 1) * (1 if place == "out" else -1) + rng.normal(0, 0.3) + 0.5 * (item % 3 - 1)
+                effect = (2 * (user % 2) - 1) * (1 if place == "out" else -1)
+                rating = 3 + effect + rng.normal(0, 0.3) + 0.5 * (item % 3 - 1)
                 mood = rng.choice(["sad", "NA"])
                 lines.append(f"u{user},i{item},{np.clip(round(rating), 1, 5)},{place},{mood}")
     (folder / "ratings.txt").write_text("\n".join(lines) + "\n")
