@@ -1,7 +1,7 @@
 """The methods that an experiment with context compares: each is fitted to some ratings and predicts others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,7 @@ class Ratings:
 
     def rows(self, keep: np.ndarray) -> "Ratings":
         """Some of the rows, of the same users, items and contexts."""
-        arrays = (getattr(self, name)[keep] for name in ("user", "item", "conditions", "rating"))
-        return Ratings(*arrays, self.users, self.items, self.contexts)
+        return replace(self, **{name: getattr(self, name)[keep] for name in ("user", "item", "conditions", "rating")})
 
 
 class Method:
@@ -166,11 +165,11 @@ class SplitFactorization(Factorization):
         super().fit(self._split(train), {name: value for name, value in settings.items() if name not in own})
 
     def _split(self, of: Ratings) -> Ratings:
-        rows = {"item": of.item, "user": of.user}
+        rows: dict[str, Any] = {"item": of.item, "user": of.user}
         sizes = {"item": of.items, "user": of.users}
         for side, splits in self.splits.items():
             rows[side] = rows[side] + sizes[side] * splits.halves(rows[side], of.conditions)[1]
-        return Ratings(rows["user"], rows["item"], of.conditions, of.rating, of.users, of.items, of.contexts)
+        return replace(of, **rows)
 
     def predict(self, of: Ratings) -> np.ndarray:
         return super().predict(self._split(of))
@@ -178,8 +177,9 @@ class SplitFactorization(Factorization):
     def scores(self, user: np.ndarray, conditions: np.ndarray, items: int) -> np.ndarray:
         queries = len(user)
         item = np.tile(np.arange(items), queries)
-        every = [np.repeat(user, items), item, np.repeat(conditions, items, axis=0), np.zeros(len(item))]
-        split = self._split(Ratings(*every, self.data.users, items, self.data.contexts))
+        every: dict[str, Any] = {"user": np.repeat(user, items), "item": item}
+        every["conditions"] = np.repeat(conditions, items, axis=0)
+        split = self._split(replace(self.data, **every))
         own = super().scores(split.user[::items], conditions, 2 * items)
         return np.take_along_axis(own, split.item.reshape(queries, items), axis=1)
 

@@ -190,7 +190,9 @@ class _Result:
         return np.stack([np.bincount(self.data.user, c, self.data.users) for c in columns], axis=1)
 
 
-def queries(train: Ratings, test: Ratings, high: float) -> tuple[np.ndarray, ...]:
+def queries(
+    train: Ratings, test: Ratings, high: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """One query for each user and context with a high rating in `test`.
 
     An item that the user rated in the same context in `train` is left out of the ranking, as seen.
