@@ -154,6 +154,8 @@ class Model(Artifact):
       `fold_in_history(history, weights)`, `explain_history(history, item)` and `user_vectors()`; a ranker has
       `score(features, items, history)` → `odds`, `watch` and `expected`.
     - `items.txt`: of a ranker with a table of items, its own vocabulary of them.
+    - `context_splits.parquet`: of a rating model whose users or items are split by context, a row a split: side, id and
+      condition (`<dimension>=<condition>`, joined by " & ") string, statistic and p float64, n_in and n_out int64.
     - `model.json`: `{"model", "config", "trained_on": [splits], "history": {metric: [value an epoch]}, "notes": [..]}`.
     - `logs/`: TensorBoard.
     """

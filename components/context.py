@@ -60,6 +60,11 @@ class SplitByContextConfig(Config):
     correction: bool = False
     high_rating: float = 4.0
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """What is split, one or both of `SIDES`."""
+        return SIDES if self.side == "both" else (self.side,)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -245,7 +250,7 @@ def find_splits(interactions: pa.Table, config: SplitByContextConfig) -> pa.Tabl
     codes, values = zip(*(row_numbers(rated[PREFIX + name]) for name in names), strict=True)
     conditions, rating = np.stack(codes, axis=1), rated["rating"].to_numpy()
     tables = []
-    for side in SIDES if config.side == "both" else (config.side,):
+    for side in config.sides:
         owner, ids = row_numbers(rated[side])
         found = best_splits(owner - 1, rating, conditions, config)
         split, dimension = np.nonzero(found.required)  # by split, then by dimension

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import Query
+from shortlist.models._base import Query, constructor_arguments
 from shortlist.models._checks import require, require_integer
 from shortlist.models._conditions import checked_contexts
+from shortlist.models._nested import restored
 
 
 @tf.keras.utils.register_keras_serializable("shortlist")
@@ -82,3 +83,101 @@ class SplitRows(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_rows": self.num_rows, "contexts": dict(self.contexts)}
+
+
+@tf.keras.utils.register_keras_serializable("shortlist")
+class SplitItems(tf.keras.Model):
+    """A rating model whose users and items are split by context; from outside, they are what they were.
+
+    `base` has U + S_u rows of users and I + S_i of items, S of them split: one that is split has its own row where the
+    condition of its split does not hold, or isn't known, and one of the further rows where it does. So a request is
+    that of the half of its user that is of its context, and each item is scored as the half that is.
+
+    Source: Baltrunas and Ricci 2014, "Experimental evaluation of context-dependent collaborative filtering using item
+    splitting"; here both halves keep one place in the catalogue, so what was seen as one is not proposed as the other.
+
+    Args:
+      base: the rating model, as `described` writes it; it is kept inside, and trained.
+      num_users, num_items: U and I.
+      contexts: by dimension, the number of its conditions.
+
+    Call: as `base`, for rows below U and I.
+
+    Raises:
+      ShortlistError: for an argument out of range or a base with fewer rows.
+    """
+
+    def __init__(self, base: str, num_users: int, num_items: int, contexts: Mapping[str, int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.base, self.contexts = base, checked_contexts(contexts)
+        self.model = restored("base", base)
+        self.model.trainable = True
+        self.num_users, self.num_items = (
+            require_integer("num_users", num_users),
+            require_integer("num_items", num_items),
+        )
+        for side, rows in (("user", self.num_users), ("item", self.num_items)):
+            own = getattr(self.model, f"num_{side}s", 0)
+            require(own >= rows, f"`base` must have a row for each {side}.", **{f"num_{side}s": rows, "base": own})
+            setattr(self, f"{side}_rows", SplitRows(own, self.contexts))
+        self.registered_name = type(self.model).registered_name
+        self.built = True
+
+    def set_splits(self, side: str, owner: np.ndarray, required: np.ndarray) -> None:
+        """Says which rows of a side, "user" or "item", are split: `owner` int `[S]`, and for the half that has the
+        further row s what must hold, `required` int `[S, C]`, a condition of each dimension, 0 for any."""
+        layer, rows = getattr(self, f"{side}_rows"), getattr(self, f"num_{side}s")
+        further = rows + np.arange(len(owner))
+        sibling, needed = np.arange(layer.num_rows), np.zeros((layer.num_rows, len(self.contexts)), np.int32)
+        sibling[owner], sibling[further] = further, owner
+        needed[owner] = needed[further] = required
+        layer.set_halves(needed, np.isin(np.arange(layer.num_rows), owner), sibling)
+
+    def _rows(self, inputs: Mapping[str, Any]) -> Query:
+        """The inputs with the halves of their users and items."""
+        asked = {name: tf.convert_to_tensor(values) for name, values in inputs.items()}
+        sides = [side for side in ("user", "item") if side in asked]
+        return {**asked, **{side: getattr(self, f"{side}_rows").choose(asked[side], asked) for side in sides}}
+
+    def adapt(self, inputs: Mapping[str, np.ndarray], ratings: np.ndarray) -> None:
+        """See the base."""
+        self.model.adapt({name: rows.numpy() for name, rows in self._rows(inputs).items()}, ratings)
+
+    def call(self, inputs: Query, training: bool = False) -> tf.Tensor:
+        return self.model(self._rows(inputs), training=training) if "item" in inputs else self.score_items(inputs)
+
+    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> tf.Tensor:
+        return self.model.compute_loss(x, y, y_pred, sample_weight)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, tf.Tensor]:
+        return self.model.compute_metrics(x, y, y_pred, sample_weight)
+
+    @property
+    def metrics(self) -> list[tf.keras.metrics.Metric]:
+        return self.model.metrics
+
+    def score_items(self, query: Query) -> tf.Tensor:
+        """r̂ of all items, each as the half that is of the query's context, float32 `[B, I]`."""
+        scores = self.model.score_items(self._rows(query))  # [B, I + S]
+        own, other = scores[:, : self.num_items], tf.gather(scores, self.item_rows.sibling[: self.num_items], axis=1)
+        return tf.where(self.item_rows(query)[:, : self.num_items], own, other)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**constructor_arguments(self), "contexts": dict(self.contexts)}
+
+
+@tf.keras.utils.register_keras_serializable("shortlist")
+class SplitUsers(SplitItems):
+    """The same where items are not split: its score is a dot product if that of the base is."""
+
+    def embed_query(self, query: Query) -> tf.Tensor:
+        """As the base, of the half of the user that is of the query's context."""
+        return self.model.embed_query(self._rows(query))
+
+    def item_vectors(self) -> tf.Tensor:
+        """As the base."""
+        return self.model.item_vectors()
+
+    def score_items(self, query: Query) -> tf.Tensor:
+        """r̂ of all items, float32 `[B, I]`."""
+        return self.model.score_items(self._rows(query))

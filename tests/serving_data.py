@@ -15,6 +15,7 @@ from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact, Candidates, Encoded, Model, Splits
 from shortlist.components.candidate_generator import CandidateGenerator
+from shortlist.components.context import SplitByContextConfig
 from shortlist.components.exporter import Exporter
 from shortlist.components.pipeline import Component, Pipeline
 from shortlist.components.retrieval_index import RetrievalIndex
@@ -24,7 +25,7 @@ from shortlist.models._base import query_spec
 from shortlist.models.item_knn import ItemKNN
 from shortlist.models.two_tower import TwoTower
 from shortlist.models.weighted_logistic import WeightedLogistic
-from shortlist.trainers import wals
+from shortlist.trainers import camf, wals
 
 ITEMS = [f"{name}-{n}" for n in range(10) for name in ("Ärger", "映画")]
 SHARES = {"train": 8, "rank_train": 3, "validation": 2, "test": 2}
@@ -126,6 +127,9 @@ def build(
     def sources(fit_on: str) -> tuple[Any, dict[str, Any]]:
         encoded = pipeline.add(Transform(TransformConfig(fit_on=fit_on), fit_on), given)
         train = {"wals": Trainer(wals.Config(embedding_dim=4, epochs=3), "wals", "shortlist.trainers.wals:train")}
+        split = SplitByContextConfig(side="user", alpha=0.5, min_ratings=2)
+        own = camf.Config(embedding_dim=4, epochs=30, split=split)
+        train["camf"] = Trainer(own, "camf", "shortlist.trainers.camf:train")
         models = {name: pipeline.add(train.get(name) or Retriever(None, f"{name}_{fit_on}"), encoded) for name in quota}
         indexes = {n: pipeline.add(RetrievalIndex(f"{n}_{fit_on}"), model, encoded) for n, model in models.items()}
         return encoded, indexes

@@ -1,5 +1,6 @@
 """The answers of the small bundle, by loops."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +19,19 @@ NAMES = list(QUOTA)
 
 
 class Twin:
-    """Answers requests by loops, from the splits and the loaded parts; `fit_on` "all" is the refit bundle's."""
+    """Answers requests by loops, from the splits and the parts; `fit_on` "all" is the refit bundle's.
 
-    def __init__(self, served: dict[str, Any], fit_on: str = "train"):
+    `sources` have `scores` and `item_vectors`, as the loaded indexes that are taken without them.
+    """
+
+    def __init__(
+        self,
+        served: dict[str, Any],
+        fit_on: str = "train",
+        quota: Mapping[str, int] = QUOTA,
+        sources: Mapping[str, Any] | None = None,
+    ):
+        self.quota, self.names = quota.values(), list(quota)
         encoded = served[f"Transform.{fit_on}"]
         self.ids = ["", "", *(encoded / "items.txt").read_text("utf-8").splitlines()]
         self.row = {item: row for row, item in enumerate(self.ids) if item}
@@ -39,11 +50,12 @@ class Twin:
         for r in liked:
             self.popularity[self.row[r["item"]]] += r["timestamp"] > recent
         load = lambda step: tf.saved_model.load(str(served[step] / "index"))  # noqa: E731
-        self.sources = {name: load(f"RetrievalIndex.{name}_{fit_on}") for name in NAMES}
-        self.vectors = {"two_tower": self.sources["two_tower"].item_vectors().numpy()}
+        self.sources = sources or {name: load(f"RetrievalIndex.{name}_{fit_on}") for name in self.names}
+        factorized = {name: source for name, source in self.sources.items() if hasattr(source, "item_vectors")}
+        self.vectors = {name: source.item_vectors().numpy() for name, source in factorized.items()}
         catalogue = describe_catalogue(EncodedData(encoded), 3.0)
-        quota = tuple(QUOTA.values())
-        self.features = RankingFeatures(catalogue, self.vectors, tuple(NAMES), LENGTH, quota)  # its tests have the loop
+        of = tuple(self.names), LENGTH, tuple(self.quota)
+        self.features = RankingFeatures(catalogue, self.vectors, *of)  # its tests have the loop
         self.ranker = tf.saved_model.load(str(served["Ranker"] / "serving"))
         own = (served["Ranker"] / "items.txt").read_text("utf-8").splitlines()
         self.ranker_row = {row: own.index(item) + 2 if item in own else 1 for item, row in self.row.items()}
@@ -79,11 +91,9 @@ class Twin:
         batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
         scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
         batch["history_weight"] = tf.constant([query["history_weight"]], tf.float32)
-        items, fused, ranks = oracles.shortlist(
-            scores, QUOTA.values(), SIZE, self.popularity, query["history"], exclude
-        )
+        items, fused, ranks = oracles.shortlist(scores, self.quota, SIZE, self.popularity, query["history"], exclude)
         if not query["history"]:
-            scores = [self.popularity] * 2
+            scores = [self.popularity] * len(self.names)
         left = [i for i in range(2, len(self.ids)) if i not in exclude and i not in items]
         weight = {i: sum(1 / (60 + own[i]) for own in ranks if i in own) for i in left}
         left.sort(key=lambda i: (-round(weight[i], 9), -scores[0][i] if not weight[i] else 0, i))
@@ -98,7 +108,7 @@ class Twin:
         def table(rows: list[int]) -> tf.Tensor:
             return tf.constant([[own[rows] for own in stage.scores]], tf.float32)
 
-        ranks = [[own.get(i, limit + 1) for i in items] for own, limit in zip(stage.ranks, QUOTA.values(), strict=True)]
+        ranks = [[own.get(i, limit + 1) for i in items] for own, limit in zip(stage.ranks, self.quota, strict=True)]
         beside = tf.constant([best]), table(best)
         where = tf.constant([items]), table(items), tf.constant([ranks], tf.float32)
         features = self.features(stage.batch, *where, beside)
@@ -118,7 +128,7 @@ class Twin:
 
         def proposers(i: int) -> str:
             own = sorted((ranks[i], s) for s, ranks in enumerate(stage.ranks) if i in ranks)
-            return "+".join(NAMES[s] for _, s in own) or NAMES[0]
+            return "+".join(self.names[s] for _, s in own) or self.names[0]
 
         return {
             "items": [self.ids[i] for i, _ in answer],

@@ -93,6 +93,11 @@ def latest(rows: Mapping[str, np.ndarray], share: float) -> np.ndarray:
     return (time >= start[key]) & (start[key] < NO_TIME)
 
 
+def contexts_of(data: EncodedData) -> dict[str, int]:
+    """By dimension, the number of its conditions, as the layers that read them want it."""
+    return {name.removeprefix("context_"): size for name, size in data.contexts.items()}
+
+
 def bases(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The models that the one to train builds on, by name."""
     return {name: tf.keras.models.load_model(str(model / "model.keras")) for name, model in inputs["of"].items()}
@@ -269,9 +274,9 @@ def save(
     model.save(str(workdir / "model.keras"))
     tf.saved_model.save(module, str(workdir / "serving"))
     if getattr(config, "patience", 0):
-        notes = [*notes, f"Rows of validation chose the epoch of {type(model).registered_name} (patience)."]
+        notes = [*notes, f"Rows of validation chose the epoch of {model.registered_name} (patience)."]
     info = {
-        "model": type(model).registered_name,
+        "model": model.registered_name,
         "config": config.model_dump(mode="json"),
         "trained_on": config.train_on,
         "history": {key: [float(v) for v in values] for key, values in (history or {}).items()},

@@ -8,8 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.components.context import SplitByContextConfig, Splits, best_splits
+from shortlist.models._base import FIRST_ID
 from shortlist.models._post_filter import PostFilter
 from shortlist.models.camf import CAMF, DEVIATIONS, BiasedMF
+from shortlist.models.two_tower import TwoTower
 
 Settings = dict[str, Any]
 
@@ -217,6 +219,53 @@ class PostFiltered(Method):
         return found
 
 
+class ContextTwoTower(Method):
+    """`TwoTower` of the user and the conditions, over all items, trained on high ratings; it predicts no rating.
+
+    Settings are chosen by RMSE, so it has none to choose.
+
+    Args:
+      data: what the experiment is about.
+      threshold: the lowest high rating.
+      epochs: over the high ratings.
+      batch_size: rows a step.
+      seed: of the initial weights and of the order of the rows.
+    """
+
+    predicts = False
+
+    def __init__(self, data: Ratings, threshold: float, epochs: int = 60, batch_size: int = 1024, seed: int = 0):
+        self.threshold, self.names = threshold, [f"context_{name}" for name in data.contexts]
+        self.how = {"epochs": epochs, "batch_size": batch_size}
+        self.seed = seed
+        tf.keras.utils.set_random_seed(seed)
+        sizes = {name: size + FIRST_ID for name, size in zip(self.names, data.contexts.values(), strict=True)}
+        rows = data.items + FIRST_ID, data.users + FIRST_ID
+        self.model = TwoTower(*rows, embedding_dim=32, history_length=1, softmax="full", categories=sizes)
+        optimizer = tf.keras.optimizers.Adagrad(0.1)
+        optimizer.build(self.model.trainable_variables)
+        self.model.compile(optimizer)
+        self.variables = [*self.model.variables, *optimizer.variables]
+        self.start = [variable.numpy() for variable in self.variables]
+
+    def fit(self, train: Ratings, settings: Settings) -> None:
+        for variable, value in zip(self.variables, self.start, strict=True):
+            variable.assign(value)
+        liked = train.rows(train.rating >= self.threshold)
+        tf.keras.utils.set_random_seed(self.seed)
+        x = {**self._query(liked.user, liked.conditions), "label": tf.constant(liked.item + FIRST_ID, tf.int32)}
+        self.model.fit(x, **self.how, verbose=0)
+
+    def _query(self, user: np.ndarray, conditions: np.ndarray) -> dict[str, tf.Tensor]:
+        rows = np.where(conditions > 0, conditions + FIRST_ID - 1, 0)
+        found = {"user": user + FIRST_ID, **{name: rows[:, j] for j, name in enumerate(self.names)}}
+        found["history"] = np.zeros((len(user), 1))
+        return {name: tf.constant(values, tf.int32) for name, values in found.items()}
+
+    def scores(self, user: np.ndarray, conditions: np.ndarray, items: int) -> np.ndarray:
+        return self.model.score_items(self._query(user, conditions)).numpy()[:, FIRST_ID:]
+
+
 def methods(data: Ratings, threshold: float, **arguments: Any) -> dict[str, Method]:
     """By name, all of them; `arguments` are those of `Factorization`."""
     plain = Factorization(data, **arguments)
@@ -227,6 +276,7 @@ def methods(data: Ratings, threshold: float, **arguments: Any) -> dict[str, Meth
         **{f"camf_{name.lower()}": Factorization(data, name, **arguments) for name in DEVIATIONS},
         **{f"{side}_splitting": SplitFactorization(data, side, **arguments) for side in ("item", "user", "both")},
         "post_filter": PostFiltered(plain, threshold),
+        "two_tower": ContextTwoTower(data, threshold, **arguments),
     }
 
 

@@ -5,16 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pydantic
 import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData, Rows
 from shortlist.components.artifacts import Artifact
+from shortlist.components.context import SplitByContextConfig, Splits, best_splits
 from shortlist.models._base import FIRST_ID
+from shortlist.models._nested import described
+from shortlist.models._split_rows import SplitItems, SplitUsers
 from shortlist.trainers._common import (
     EpochsConfig,
     callbacks,
+    contexts_of,
     epoch_batches,
     load,
     prepare,
@@ -29,7 +36,14 @@ MANY = 100
 
 
 class RatingConfig(EpochsConfig):
-    """What every trainer of a rating model has; see the models."""
+    """What every trainer of a rating model has; see the models.
+
+    Args:
+      split: how users, items or both are split by context before; none leaves them whole. The splits are found in what
+        is trained on.
+    """
+
+    split: SplitByContextConfig | None = None
 
     embedding_dim: int = pydantic.Field(20, ge=1)
     l2_bias: float = pydantic.Field(0.2, ge=0)
@@ -44,7 +58,7 @@ def train_ratings(
     config: RatingConfig,
     inputs: Mapping[str, Artifact],
     workdir: Path,
-    make: Callable[[EncodedData], tuple[Any, list[str]]],
+    make: Callable[[EncodedData, int, int], tuple[Any, list[str]]],
 ) -> None:
     """Fits a rating model to the ratings of the training part; positives or not, all of them count.
 
@@ -52,18 +66,20 @@ def train_ratings(
       config: its settings.
       inputs: "encoded", and to go on "start".
       workdir: where the `Model` is written.
-      make: the new model, and notes for the report.
+      make: the new model of data and so many rows of users and items, and notes for the report.
 
     Raises:
-      ShortlistError: if no row of the training part has a rating.
+      ShortlistError: if no row of the training part has a rating, and for a split without context.
     """
     prepare(config)
     data, rows = load(config, inputs)
     x, y = ratings(rows)
-    fresh, notes = make(data)
+    splits = _splits(config, data, x, y)
+    further = {side: len(found.owner) for side, found in splits.items()}
+    fresh, notes = make(data, data.num_users + further.get("user", 0), data.num_items + further.get("item", 0))
     start, first = start_of(inputs)
-    model = start or fresh
-    name = type(model).registered_name
+    model = start or (_behind(fresh, data, splits) if splits else fresh)
+    name = model.registered_name
     if not len(y):
         raise ShortlistError(
             f"`{name}` learns from ratings, and no row of the training part has one. Give a column `rating`, or use "
@@ -72,7 +88,7 @@ def train_ratings(
     model.adapt(x, y)
     if not start:
         model.compile(tf.keras.optimizers.Adagrad(config.learning_rate))
-    batches, steps = _batches(x, y, config, first)
+    batches, steps = rating_batches(x, y, config, first)
     validate = validate_retriever(model, data, name, config.patience)
     history = model.fit(
         batches,
@@ -82,7 +98,50 @@ def train_ratings(
         verbose=0,
         callbacks=callbacks(f"{name}: epochs", config.epochs, workdir, config.patience, validate),
     )
+    if splits:
+        pq.write_table(_table(data, splits), workdir / "context_splits.parquet")
+        notes += [
+            f"{count:,} of {len(np.unique(x[side])):,} {side}s are split by context." for side, count in further.items()
+        ]
     save(model, serving(model, data), config, workdir, history.history, notes)
+
+
+def _splits(config: RatingConfig, data: EncodedData, x: Mapping[str, np.ndarray], y: np.ndarray) -> dict[str, Splits]:
+    """By side, "user" and "item", which rows are split; nothing without the setting."""
+    if config.split is None:
+        return {}
+    if not data.contexts:
+        raise ShortlistError(
+            "`split` needs a context. Give columns `context_<dimension>`, or leave it out. Received: none."
+        )
+    conditions = np.stack([x[name] for name in data.contexts], axis=1)
+    return {side: best_splits(x[side], y, conditions, config.split) for side in config.split.sides}
+
+
+def _behind(base: Any, data: EncodedData, splits: Mapping[str, Splits]) -> SplitItems:
+    make = SplitItems if "item" in splits else SplitUsers
+    model = make(described(base), data.num_users, data.num_items, contexts_of(data))
+    for side, found in splits.items():
+        model.set_splits(side, found.owner, found.required)
+    return model
+
+
+def _table(data: EncodedData, splits: Mapping[str, Splits]) -> pa.Table:
+    """The splits with ids, see `Model`."""
+    users = pa.array(["", "", *(data.artifact / "users.txt").read_text("utf-8").split("\n")[:-1]])
+    ids = {"user": users, "item": pa.array(data.items["id"].astype(str))}
+    tables = []
+    for side, found in splits.items():
+        parts = []
+        for j, (name, size) in enumerate(contexts_of(data).items()):
+            values = data.category(f"context_{name}", np.arange(size))
+            needed = values.take(pa.array(found.required[:, j]))
+            parts.append(pc.binary_join_element_wise(f"{name}=", needed, ""))
+        columns = {name: getattr(found, name) for name in ("statistic", "p", "n_in", "n_out")}
+        condition = pc.binary_join_element_wise(*parts, " & ", null_handling="skip")
+        owner = ids[side].take(pa.array(found.owner))
+        tables.append(pa.table({"side": [side] * len(owner), "id": owner, "condition": condition, **columns}))
+    return pa.concat_tables(tables)
 
 
 def ratings(rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -92,7 +151,11 @@ def ratings(rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
     return {name: rows[name][keep] for name in names}, rows["rating"][keep].astype(np.float32)
 
 
-def _batches(x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int) -> tuple[tf.data.Dataset, int]:
+def rating_batches(
+    x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int
+) -> tuple[tf.data.Dataset, int]:
+    """`epoch_batches` of ratings."""
+
     def draw(rng: np.random.Generator) -> Callable[[slice], tuple[dict[str, np.ndarray], np.ndarray]]:
         order = rng.permutation(len(y))
         return lambda part: ({name: values[order[part]] for name, values in x.items()}, y[order[part]])

@@ -15,4 +15,4 @@ class Config(RatingConfig):
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
     """Fits it to the ratings of the training part."""
     arguments = {n: getattr(config, n) for n in ("embedding_dim", "l2_bias", "l2_factors", "frequency_exponent")}
-    train_ratings(config, inputs, workdir, lambda data: (BiasedMF(data.num_users, data.num_items, **arguments), []))
+    train_ratings(config, inputs, workdir, lambda _, users, items: (BiasedMF(users, items, **arguments), []))

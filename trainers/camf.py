@@ -10,6 +10,7 @@ from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
 from shortlist.models.camf import CAMF
+from shortlist.trainers._common import contexts_of
 from shortlist.trainers._ratings import MANY, RatingConfig, train_ratings
 
 
@@ -28,8 +29,8 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
       ShortlistError: if the data has no context.
     """
 
-    def make(data: EncodedData) -> tuple[CAMF, list[str]]:
-        contexts = {name.removeprefix("context_"): size for name, size in data.contexts.items()}
+    def make(data: EncodedData, users: int, items: int) -> tuple[CAMF, list[str]]:
+        contexts = contexts_of(data)
         if not contexts:
             raise ShortlistError(
                 "`camf` needs a context. Give columns `context_<dimension>`, or use biased_mf. Received: none."
@@ -50,6 +51,6 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
             "rank",
         )
         settings = {name: getattr(config, name) for name in arguments}
-        return CAMF(data.num_users, data.num_items, contexts, **settings), notes
+        return CAMF(users, items, contexts, **settings), notes
 
     train_ratings(config, inputs, workdir, make)

@@ -363,7 +363,8 @@ def context(
     """Which use of context predicts ratings, and ranks, better than none: k folds, settings chosen within them.
 
     Popularity, item averages, matrix factorization without context and with each of CAMF's deviations, behind splits of
-    items and users, and post-filtering. Sources with context are carskit: and others with columns context_<dimension>.
+    items and users, post-filtering, and a two-tower. Sources with context are carskit: and others with columns
+    context_<dimension>.
 
     Example: [bold]shortlist experiment context --data carskit:ratings.txt --set data.columns.user=visitor[/bold]
     """

@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from model_contract import ModelContract
 
 from shortlist import ShortlistError
+from shortlist.models._base import query_spec
+from shortlist.models._nested import described
 from shortlist.models._post_filter import PostFilter
+from shortlist.models.popularity import Popularity
+from shortlist.models.post_filter import PostFiltered
 
 CONTEXTS = {"day": 2, "place": 3}
 ATTRIBUTES = np.array([[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]], float)
@@ -165,3 +170,66 @@ def test_what_is_refused() -> None:
         layer.adapt(nobody, ATTRIBUTES)
     with pytest.raises(ShortlistError, match=r"^`attributes` must be \[6, 3\]\. Received: shape=\(2, 3\)\.$"):
         layer.adapt(watched(), ATTRIBUTES[:2])
+
+
+# --- as a retriever ---------------------------------------------------------------------------------------------------
+
+BASE = np.array([0, 0, 5.0, 4, 3, 2])  # how often each item is watched
+
+
+def retriever(**arguments: Any) -> PostFiltered:
+    base = Popularity(num_items=6)
+    base.fit(np.repeat(np.arange(6), BASE.astype(int)))
+    sizes = {"num_users": 6, "num_items": 6, "num_attributes": 3, "contexts": CONTEXTS, "base": described(base)}
+    model = PostFiltered(**{**sizes, "candidates": 3, "smoothing": 2.0, **arguments})
+    model.adapt(base, watched(), ATTRIBUTES)
+    return model
+
+
+def asked() -> dict[str, np.ndarray]:
+    history = np.array([[0, 0], [3, 0], [2, 5], [0, 0]])
+    conditions = {"context_day": np.array([1, 2, 0, 9]), "context_place": np.array([3, 0, 1, 0])}
+    return {
+        "user": np.array([0, 4, 2, 3]),
+        "history": history,
+        "history_time": history,
+        "time": np.zeros(4),
+    } | conditions
+
+
+class TestPostFiltered(ModelContract):
+    leaves_out = True
+    refused = (
+        ({"candidates": 0}, "`candidates` must be an integer of at least 1. Received: candidates=0."),
+        ({"mode": "both"}, "`mode` must be one of weight, filter. Received: mode='both'."),
+        ({"base": "{}"}, "`base` must be what `described` makes of a fitted retriever. Received: base='{}'."),
+    )
+
+    def make(self) -> PostFiltered:
+        return retriever()
+
+    def query(self) -> dict[str, np.ndarray]:
+        return asked()
+
+    def spec(self) -> dict[str, tf.TensorSpec]:
+        return query_spec({f"context_{name}": "category" for name in CONTEXTS})
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 50])
+@pytest.mark.parametrize("mode", ["weight", "filter"])
+def test_it_is_the_others_shortlist_by_its_fit(mode: str, candidates: int) -> None:
+    model = retriever(mode=mode, candidates=candidates, threshold=0.3)
+    query = {name: tf.constant(value, tf.int32) for name, value in asked().items()}
+    expected = np.full((4, 6), -np.inf)
+    for n in range(4):
+        one = {name: value[n : n + 1] for name, value in query.items()}
+        best = sorted(set(range(2, 6)) - set(asked()["history"][n].tolist()), key=lambda i: -BASE[i])[:candidates]
+        fit = model.layer.fit(one, tf.constant([best]))[0].numpy()
+        known = n < 3  # the last has conditions that there aren't
+        for item, own in zip(best, fit, strict=True):
+            if mode == "weight":
+                expected[n, item] = BASE[item] * (own if known else 1)
+            elif own >= 0.3:
+                expected[n, item] = BASE[item]
+    np.testing.assert_allclose(model.score_items(query), expected, rtol=1e-5)
+    assert mode == "filter" or len(np.unique(expected[np.isfinite(expected)])) > 3

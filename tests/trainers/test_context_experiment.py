@@ -52,14 +52,16 @@ def test_what_uses_the_planted_context_is_better(planted: tuple[dict[str, Any], 
     differences = {d["method"]: d for d in found["differences"] if d["metric"] == "rmse"}
     assert set(found["methods"]) == {
         *("popularity", "item_average", "biased_mf", "camf_c", "camf_ci", "camf_cu", "camf_cuci", "camf_low_rank"),
-        *("item_splitting", "user_splitting", "both_splitting", "post_filter"),
+        *("item_splitting", "user_splitting", "both_splitting", "post_filter", "two_tower"),
     }
     for name in ("camf_cu", "camf_cuci", "camf_low_rank", "user_splitting"):
         assert differences[name]["high"] < -0.05, name
         assert differences[name]["p_holm"] < 0.05
     for name in ("camf_ci", "item_splitting"):
         assert differences[name]["difference"] > differences["camf_cu"]["difference"] / 2, name
-    assert set(differences) == set(found["methods"]) - {"popularity", "post_filter", "biased_mf"}
+    assert set(differences) == set(found["methods"]) - {"popularity", "post_filter", "two_tower", "biased_mf"}
+    ranked = {d["method"]: d for d in found["differences"] if d["metric"] == "ndcg@10"}
+    assert ranked["two_tower"]["low"] > 0
     assert (found["rows"], found["users"], found["items"], found["contexts"]) == (400, 20, 10, {"Place": 2, "Mood": 1})
 
 

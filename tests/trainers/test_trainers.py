@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import tables
 import tensorflow as tf
 import tomllib
@@ -29,7 +30,7 @@ from shortlist.components.pipeline import Pipeline
 from shortlist.models import discover
 from shortlist.models._layers import last_n
 from shortlist.models._ranking_features import group_of
-from shortlist.trainers import camf, weighted_logistic
+from shortlist.trainers import camf, post_filter, weighted_logistic
 from shortlist.trainers._ratings import ratings
 from shortlist.trainers.two_stage import CONFIGS, RANKER, defaults, load_config, model_names, parse_overrides, two_stage
 from shortlist.trainers.weighted_logistic import PROXY, UNSHOWN
@@ -48,12 +49,19 @@ TINY: dict[str, dict[str, Any]] = {
     "fresh": {"half_life_days": 2.0, "popularity": 1.0},
     "table": {"path": Path(__file__).parent / "ranking.csv"},
     "similar_users": {"neighbours": 5, "history_length": 4},
+    "post_filter": {"candidates": 20, "smoothing": 2.0},
     "hybrid": {"of": ["wals", "ease"], "embedding_dim": 3, "hidden_units": [5], "epochs": 2, "batch_size": 8},
     RANKER: {"hidden_units": [4], "epochs": 2, "batch_size": 64},
 }
-OF: dict[str, tuple[str, ...]] = {"neighbours": ("wals",), "similar_users": ("wals",), "hybrid": ("wals", "ease")}
+OF: dict[str, tuple[str, ...]] = {
+    "neighbours": ("wals",),
+    "similar_users": ("wals",),
+    "post_filter": ("wals",),
+    "hybrid": ("wals", "ease"),
+}
 """What each builds on, trained before it."""
 RANDOM = ("wals", "content_based", "biased_mf", "camf", "two_tower", "hybrid", RANKER)
+WITH_CONTEXT = ("camf", "post_filter")
 RETRIEVERS = [name for name in TINY if name != RANKER]
 
 
@@ -77,7 +85,7 @@ def train(model: str, inputs: dict[str, Any], workdir: Path, **settings: Any) ->
     for name in OF.get(model, ()) if "of" not in inputs else ():
         own = {"leave_out": module.Config().held_back} if model == "hybrid" else {}
         bases[name] = Model(train(name, inputs, workdir / name, **own), "")
-    if model == "camf":
+    if model in WITH_CONTEXT:
         inputs = {**inputs, "encoded": with_context(inputs["encoded"], workdir.with_name(f"{workdir.name}_data"))}
     module.train(parse(module.Config, {**TINY[model], **settings}), {"of": bases, **inputs}, workdir)
     return workdir
@@ -112,7 +120,7 @@ def answers(model: str, workdir: Path, inputs: dict[str, Any], split: str = "tes
         return served.score(*given)["odds"].numpy(), loaded.score(*given)["odds"].numpy()
     _, batch = next(build_queries(EncodedData(inputs["encoded"]), split).batches(1000))
     query = {name: tf.constant(value) for name, value in batch.items() if name != "exclude"}
-    if model == "camf":
+    if model in WITH_CONTEXT:
         query["context_company"] = tf.range(len(query["user"])) % 4
     return served.score_items(query).numpy(), loaded.score_items(query).numpy()
 
@@ -482,6 +490,70 @@ def test_ratings_are_needed_and_a_context(tmp_path: Path, inputs: Any) -> None:
     assert str(error.value) == (
         "`camf` needs a context. Give columns `context_<dimension>`, or use biased_mf. Received: none."
     )
+
+
+def test_what_needs_a_context_says_so(tmp_path: Path, inputs: Any) -> None:
+    with pytest.raises(ShortlistError) as error:
+        train("biased_mf", inputs, tmp_path / "m", split={"side": "user"})
+    assert str(error.value) == (
+        "`split` needs a context. Give columns `context_<dimension>`, or leave it out. Received: none."
+    )
+    with pytest.raises(ShortlistError) as error:
+        importlib.import_module("shortlist.trainers.post_filter").train(config_class("post_filter")(), inputs, tmp_path)
+    assert str(error.value) == (
+        "`post_filter` needs a context. Give columns `context_<dimension>`, or set transform.time_contexts. "
+        "Received: none."
+    )
+
+
+@pytest.mark.parametrize("side", ["item", "both"])
+def test_a_split_is_found_in_the_training_part_and_written(tmp_path: Path, inputs: Any, side: str) -> None:
+    data = EncodedData(with_context(inputs["encoded"], tmp_path / "data"))
+    (data.artifact / "context_company.txt").write_text("alone\nfriends\n")
+    split = {"side": side, "alpha": 0.6, "min_ratings": 2}
+    folder = train("biased_mf", {"encoded": data.artifact}, tmp_path / "m", split=split)
+    x, y = ratings(data.rows("train"))
+    found = pq.read_table(folder / "context_splits.parquet").to_pylist()
+    names = {"item": data.items["id"], "user": ["", "", *(data.artifact / "users.txt").read_text().splitlines()]}
+    sides = ("item", "user") if side == "both" else (side,)
+    assert {row["side"] for row in found} == set(sides)
+    discover()
+    model = tf.keras.models.load_model(str(folder / "model.keras"))
+    for row in found:
+        condition = {"company=alone": 2, "company=friends": 3}[row["condition"]]
+        own = x[row["side"]] == list(names[row["side"]]).index(row["id"])
+        inside = own & (x["context_company"] == condition)
+        assert (row["n_in"], row["n_out"]) == (inside.sum(), own.sum() - inside.sum())
+        if y[inside].std() * y[own & ~inside].std() > 0:
+            expected = scipy.stats.ttest_ind(y[inside], y[own & ~inside], equal_var=False)
+            assert (row["statistic"], row["p"]) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-5)
+    for one in ("user", "item"):
+        further = sum(row["side"] == one for row in found)
+        assert getattr(model.model, f"num_{one}s") == getattr(data, f"num_{one}s") + further
+    assert hasattr(model, "item_vectors") == (side == "user")
+    assert len(info(folder)["notes"]) == len(sides)
+    served = tf.saved_model.load(str(folder / "serving"))
+    query = {"user": tf.constant([2, 3, 4]), "history": tf.zeros([3, 1], tf.int32)}
+    query |= {"history_time": tf.zeros([3, 1], tf.int64), "time": tf.zeros([3], tf.int64)}
+    query["context_company"] = tf.constant([0, 2, 3])
+    np.testing.assert_allclose(served.score_items(query), model.score_items(query), rtol=1e-5, atol=1e-6)
+    assert served.score_items(query).shape == (3, data.num_items)
+
+
+def test_items_that_are_their_own_attributes_are_few(tmp_path: Path, inputs: Any) -> None:
+    folder = train("post_filter", inputs, tmp_path / "m", attributes="item")
+    served, loaded = answers("post_filter", folder, inputs)
+    np.testing.assert_allclose(served, loaded, rtol=1e-5, atol=1e-6)
+    data = EncodedData(inputs["encoded"])
+    data.num_items = 2003
+    with pytest.raises(ShortlistError) as error:
+        post_filter._attributes(data, "item")
+    assert str(error.value) == (
+        "`attributes` can be the items themselves for 2,000 of them at most; use genres. Received: 2,001 items."
+    )
+    data.state = {**data.state, "genres": []}
+    with pytest.raises(ShortlistError, match=r"^`attributes` must be there: the items have no genres\. .*'genres'\.$"):
+        post_filter._attributes(data, "genres")
 
 
 def test_a_dimension_of_many_conditions_is_noted(tmp_path: Path, inputs: Any) -> None:
