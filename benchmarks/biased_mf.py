@@ -26,6 +26,7 @@ from _table import parsed, parser_of, print_table, write_rows
 
 from shortlist import ShortlistError
 from shortlist.components._config import parse
+from shortlist.components._tables import INTERACTIONS, conform
 from shortlist.components.context import row_numbers
 from shortlist.components.example_gen import DataConfig, read
 from shortlist.models.camf import BiasedMF
@@ -38,7 +39,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def loaded(source: str, archive: Path | None, scratch: Path) -> Rows:
     given = {"source": source, **({"archive_dir": str(archive)} if archive else {})}
-    table = read(parse(DataConfig, given), scratch).interactions
+    table = conform(read(parse(DataConfig, given), scratch).interactions, INTERACTIONS, source)
     user, item = (row_numbers(table[name])[0] - 1 for name in ("user", "item"))
     return user, item, table["rating"].to_numpy().astype(np.float64)
 
@@ -135,7 +136,8 @@ def compare(source: str, data: Rows, a: argparse.Namespace) -> list[dict[str, An
             losses = [np.square(fit(inner, outer, t, sizes, a.seed) - outer[2]).mean() for t in trials]
             chosen[name].append(trials[int(np.argmin(losses))])
             predicted[name][folds == fold] = fit(train, test, chosen[name][-1], sizes, a.seed)
-            print(source, fold, name, chosen[name][-1], round(rmse(predicted[name][folds == fold], test[2]), 4))
+            found = round(rmse(predicted[name][folds == fold], test[2]), 4)
+            print(source, fold, name, chosen[name][-1], found, file=sys.stderr, flush=True)
 
     def by_fold(name: str) -> float:
         return float(np.mean([rmse(predicted[name][folds == f], data[2][folds == f]) for f in range(a.folds)]))
