@@ -20,6 +20,7 @@ from typing import Any
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("TQDM_DISABLE", "1")  # myFM's bar, one a fit
 
 import numpy as np
 from _table import parsed, parser_of, print_table, write_rows

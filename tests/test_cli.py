@@ -41,7 +41,7 @@ def test_help_names_every_command():
 
 MODELS = [
     *("biased_mf", "camf", "content_based", "ease", "fresh", "hybrid", "item_knn", "knowledge_based", "neighbours"),
-    *("popularity", "similar_users", "table", "two_tower", "wals", "weighted_logistic"),
+    *("popularity", "post_filter", "similar_users", "table", "two_tower", "wals", "weighted_logistic"),
 ]
 
 
