@@ -41,7 +41,11 @@ from shortlist.trainers.two_stage import (
 
 METRIC = "ndcg@10"
 QUICK = {"models": ["item_knn"], "trials": 3}
-NEED_MORE = ("camf", "post_filter", "table")  # contexts, or a file, which MovieLens does not have: not swept unless they are named
+NEED_MORE = (
+    "camf",
+    "post_filter",
+    "table",
+)  # contexts, or a file, which MovieLens does not have: not swept unless they are named
 
 
 def sweep_of(target: str, data: dict[str, Any], trials: int, folder: Path) -> Sweep:
