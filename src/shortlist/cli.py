@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -384,6 +385,36 @@ def context(
         table.add_row(name, *(escape(shown(own.get(metric))) for metric in COLUMNS))
     Console(highlight=False, width=1000).print(table)
     out.print(f"\nReport: {folder / 'report.html'}", soft_wrap=True, markup=False)
+
+
+@app.command()
+@_one_line
+def predict(
+    run: Run,
+    users: Annotated[str, typer.Option(help="all, a text file with an id a line, or Parquet with a column user.")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the Parquet files.")],
+    k: Annotated[int, typer.Option("-k", help="How many items a user.")] = 10,
+    shard: Annotated[int, typer.Option(help="Users a file.")] = 100_000,
+    batch_size: Annotated[int | None, typer.Option(help="Users at a time. [default: by the catalogue]")] = None,
+) -> None:
+    """Recommendations for many users, as Parquet, from the bundle of a run.
+
+    The same command goes on where it was stopped: files that are there are kept.
+
+    Example: [bold]shortlist predict runs/demo --users all --out predictions[/bold]
+    """
+    from shortlist.components._config import parse
+    from shortlist.components.bulk_inferrer import BulkConfig, predict, read_users
+
+    config = parse(BulkConfig, {"k": k, "shard": shard, "batch_size": batch_size}, "`predict`")
+    bundle = _bundle_of(run)
+    started = time.monotonic()
+    done = predict(bundle, read_users(users, bundle), folder, config)
+    seconds = time.monotonic() - started
+    already = f", {done.users - done.answered:,} of them already there" if done.answered < done.users else ""
+    out.print(
+        f"{done.users:,} users in {done.shards:,} files{already}; {seconds:.1f} seconds: {folder}", soft_wrap=True
+    )
 
 
 @app.command()
