@@ -102,6 +102,8 @@ def publish(model: Path, home: Path, keep: int, files: Mapping[str, str] | None 
         with locked(home / ".lock"):
             for name in (PARTIAL, REMOVED):
                 shutil.rmtree(home / name, ignore_errors=True)
+            for left in home.glob(f".*{PARTIAL}"):  # of a process that was killed
+                left.unlink(missing_ok=True)
             version = max([*versions(home), *versions(home, ROLLED_BACK)], default=0) + 1
             try:
                 shutil.copytree(model, home / PARTIAL)

@@ -3,11 +3,9 @@
 import errno
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -225,35 +223,46 @@ def test_a_rollback_refuses_where_there_is_nothing_to_go_back_to(tmp_path: Path)
 
 
 PUBLISH = """
-import sys
+import os, random, signal, sys, time
 from pathlib import Path
-from shortlist.components.pusher import publish
+from shortlist.components import pusher
+
 model, home = map(Path, sys.argv[1:])
-print("ready", flush=True)
-while True:
-    publish(model, home, keep=2)
+expected = {path.name: path.read_text() for path in model.iterdir()}
+started = time.perf_counter()
+pusher.publish(model, home, 2)
+once = time.perf_counter() - started
+rng, newest, killed = random.Random(0), 1, 0
+while killed < 50:
+    child = os.fork()
+    if not child:
+        number = 0
+        while True:
+            number += 1
+            pusher.publish(model, home, 2, {"models.config": str(number % 10) * 50_000})
+    time.sleep(rng.uniform(0, 3 * once))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    killed += 1
+    found = pusher.versions(home)
+    for version in found.values():
+        assert {path.name: path.read_text() for path in version.iterdir()} == expected, version
+    config = home / "models.config"
+    assert not config.exists() or config.read_text() == config.read_text()[0] * 50_000
+    assert max(found) >= newest, (found, newest)
+    newest = max(found)
+print(newest)
 """
 
 
 def test_killed_at_any_moment_the_newest_version_is_whole(tmp_path: Path) -> None:
+    """Fifty times; the configuration beside the versions is whole too, and the next publication tidies up."""
     model, home = tmp_path / "model", tmp_path / "home"
-    expected = {f"part {n}": str(n) * 100_000 for n in range(8)}
-    write(Artifact, model, expected)
+    write(Artifact, model, {f"part {n}": str(n) * 100_000 for n in range(8)})
     (model / "lineage.json").unlink()
-    rng, newest = random.Random(0), 0
-    for _ in range(6):
-        with subprocess.Popen(
-            [sys.executable, "-c", PUBLISH, str(model), str(home)], stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0.02, 0.4))
-            process.kill()
-        found = pusher.versions(home)
-        for version in found.values():
-            assert {path.name: path.read_text() for path in version.iterdir()} == expected
-        assert max(found, default=0) >= newest
-        newest = max(found, default=0)
+    done = subprocess.run([sys.executable, "-c", PUBLISH, str(model), str(home)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    newest = int(done.stdout)
     assert newest >= 3
     assert publish(model, home, keep=1) == newest + 1
     assert listed(home) == [str(newest + 1)]

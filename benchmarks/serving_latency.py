@@ -1,0 +1,223 @@
+"""How long one call of the served graph's `recommend` takes, beside the parts that it cannot do without, timed apart.
+
+Ours retrieves from two factorized sources, fuses, leaves out what is excluded, computes the ranker's features, ranks
+and returns ids. The parts are two TFRS `BruteForce` retrievals of as many candidates, and the ranker's dense layers on
+the candidates of both. All run in this process, in turn, on the same threads and on random vectors. A ratio is that
+of the medians over all calls.
+
+The last row is the memory that the process gained over many calls after the first ones, in MB.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # TFRS needs Keras 2
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+from _table import print_table, write_rows
+
+QUICK = {"items": [10_000], "batch": [1, 8], "calls": 20, "requests": 300}
+BAR, MEMORY_BAR = 1.3, 20.0
+FIRST, GENRES, USERS, LENGTH, K, NOW = 2, 18, 1_000, 50, 10, 1_700_000_000
+UNITS = (512, 256)
+
+
+class Task:
+    """A servable over `items` random items, and its parts."""
+
+    def __init__(self, items: int, a: argparse.Namespace, folder: Path):
+        import tensorflow as tf
+        import tensorflow_recommenders as tfrs
+
+        from shortlist.models._bundle import Servable, Stored
+        from shortlist.models._ranking_features import Catalogue, RankingFeatures
+        from shortlist.models._shortlist import Shortlist
+        from shortlist.models.weighted_logistic import WeightedLogistic
+
+        rng = np.random.default_rng(0)
+        self.items, self.arguments = items, a
+        rows = items + FIRST
+        tables = [rng.normal(size=(rows, a.dim)).astype(np.float32) for _ in range(2)]
+
+        class Source(tf.Module):
+            def __init__(self, vectors: np.ndarray):
+                super().__init__()
+                self.vectors = tf.Variable(vectors, trainable=False)
+                self.users = tf.Variable(rng.normal(size=(USERS + FIRST, a.dim)).astype(np.float32), trainable=False)
+
+            def scores(self, query: dict[str, Any]) -> Any:
+                return tf.linalg.matmul(tf.gather(self.users, query["user"]), self.vectors, transpose_b=True)
+
+        count = np.floor(rng.pareto(1.0, rows) * 5).astype(np.float32)
+        times = rng.integers(NOW - 10**8, NOW, (2, rows))
+        catalogue = Catalogue(
+            genres=(rng.random((rows, GENRES)) < 0.15).astype(np.float32),
+            year=rng.integers(1950, 2024, rows),
+            count=count,
+            recent_count=np.floor(count / 2),
+            first_time=times.min(axis=0),
+            last_time=times.max(axis=0),
+        )
+        names, quota = ("first", "second"), (a.candidates, a.candidates)
+        features = RankingFeatures(catalogue, dict(zip(names, tables, strict=True)), names, LENGTH, quota)
+        sources = {name: Source(table) for name, table in zip(names, tables, strict=True)}
+        size = 2 * a.candidates
+        shortlist = Shortlist(sources, dict.fromkeys(names, a.candidates), size, catalogue.recent_count, features)
+        ranker = WeightedLogistic(len(features.names), UNITS)
+        ranker.adapt(rng.normal(size=(5_000, len(features.names))).astype(np.float32))
+        ids = np.array(["", "", *(f"item {n}" for n in range(items))])
+        for name, lines in (("items", ids[FIRST:]), ("users", [f"user {n}" for n in range(USERS)])):
+            (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+        nothing = np.zeros(0, np.int32)
+        stored = Stored(np.zeros(USERS + FIRST + 1), nothing, nothing, nothing > 0, nothing > 0, nothing)
+        files = (str(folder / "items.txt"), str(folder / "users.txt"), str(folder / "items.txt"))
+        self.servable = Servable(shortlist, ranker, *files, ids, stored, NOW)
+        self.ids, self.rng = ids, rng
+        index = tfrs.layers.factorized_top_k.BruteForce(k=a.candidates)
+        indexes = [index.index(tables[0]), tfrs.layers.factorized_top_k.BruteForce(k=a.candidates).index(tables[1])]
+        self.indexes = [
+            tf.function(lambda q, i=i: i(q), input_signature=[tf.TensorSpec([None, a.dim])]) for i in indexes
+        ]
+        layers = tf.keras.Sequential([*(tf.keras.layers.Dense(n, "relu") for n in UNITS), tf.keras.layers.Dense(1)])
+        spec = tf.TensorSpec([None, size, len(features.names)])
+        self.layers = tf.function(lambda x: layers(x), input_signature=[spec])
+        self.shape = (size, len(features.names))
+
+    def request(self, batch: int) -> dict[str, Any]:
+        import tensorflow as tf
+
+        def some(width: int) -> Any:
+            return tf.constant(self.ids[self.rng.integers(FIRST, len(self.ids), (batch, width))])
+
+        return {
+            "user": tf.constant([f"user {n}" for n in self.rng.integers(0, USERS, batch)]),
+            "history": some(LENGTH),
+            "exclude": some(LENGTH),
+            "time": tf.fill([batch], tf.constant(NOW, tf.int64)),
+            "k": tf.fill([batch], K),
+        }
+
+    def calls(self, batch: int) -> dict[str, Callable[[], Any]]:
+        """A call of each, by name; what is given is made before."""
+        import tensorflow as tf
+
+        request = self.request(batch)
+        query = tf.random.normal([batch, self.arguments.dim])
+        inputs = tf.random.normal([batch, *self.shape])
+        return {
+            "ours": lambda: self.servable.recommend(**request)["items"].numpy(),
+            "retrieve": lambda: self.servable.retrieve(**request)["items"].numpy(),
+            "first retrieval": lambda: self.indexes[0](query)[1].numpy(),
+            "second retrieval": lambda: self.indexes[1](query)[1].numpy(),
+            "dense layers": lambda: self.layers(inputs).numpy(),
+        }
+
+
+PARTS = ("first retrieval", "second retrieval", "dense layers")
+
+
+def measure(task: Task, batch: int, calls: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each call by name; a round calls each of them once."""
+    found: dict[str, list[float]] = {}
+    for number in range(calls + 2):  # the first ones warm up
+        for name, call in task.calls(batch).items():
+            started = time.perf_counter()
+            call()
+            if number >= 2:
+                found.setdefault(name, []).append(1000 * (time.perf_counter() - started))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def of_times(items: int, batch: int, ms: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    parts = np.sum([ms[name] for name in PARTS], axis=0)
+    rows = []
+    for percent, bar in ((50, BAR), (99, None)):
+        ours = float(np.percentile(ms["ours"], percent))
+        peer = float(np.percentile(parts, percent)) if bar is None else sum(statistics.median(ms[n]) for n in PARTS)
+        case = f"N = {items:,}, B = {batch}, p{percent} in ms"
+        row = {"case": case, "ours": round(ours, 2), "peer": round(float(peer), 2), "ratio": round(ours / peer, 3)}
+        apart = ", ".join(f"{name} {np.percentile(ms[name], percent):.2f}" for name in ("retrieve", *PARTS))
+        rows.append({**row, "bar": bar, "ok": bar is None or ours / peer <= bar, "apart": apart})
+    return rows
+
+
+def resident() -> float:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) * 1024 / 1e6
+
+
+def memory(task: Task, requests: int) -> dict[str, Any]:
+    """Every call asks something else."""
+    asked = [task.request(1) for _ in range(100)]
+    for request in asked:
+        task.servable.recommend(**request)
+    before = resident()
+    for number in range(requests):
+        task.servable.recommend(**asked[number % len(asked)])
+    gained = resident() - before
+    case = f"N = {task.items:,}, B = 1: MB gained over {requests:,} calls"
+    row = {"case": case, "ours": round(gained, 1), "peer": round(before, 1), "ratio": None}
+    return {**row, "bar": MEMORY_BAR, "ok": gained <= MEMORY_BAR, "apart": "peer: MB before"}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    for name, values, text in (
+        ("items", [10_000, 100_000, 1_000_000], "N, items of the catalogue"),
+        ("batch", [1, 8, 64], "B, requests in a call"),
+    ):
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=values, help=f"{text} ({values})")
+    for name, value, text in (
+        ("dim", 64, "D, length of the vectors"),
+        ("candidates", 200, "of each source"),
+        ("calls", 100, "timed calls"),
+        ("requests", 10_000, "calls over which memory is looked at"),
+        ("threads", 2, "of TensorFlow"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
+    for name in ("dim", "candidates", "calls", "requests", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1. Received: {getattr(arguments, name)}.")
+    return arguments
+
+
+def main(argv: list[str]) -> int:
+    a = parse(argv)
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(a.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(a.threads)
+    rows = []
+    for items in a.items:
+        with tempfile.TemporaryDirectory() as folder:
+            task = Task(items, a, Path(folder))
+            for batch in a.batch:
+                rows += of_times(items, batch, measure(task, batch, a.calls))
+                print(f"{rows[-2]['case']}: {rows[-2]['ours']}, parts {rows[-2]['peer']}", file=sys.stderr)
+            if items == min(a.items):
+                last = memory(task, a.requests)
+            del task
+    rows.append(last)
+    if a.json:
+        write_rows(a.json, rows)
+    print(f"\n{a.threads} threads. peer: the sum of the parts; bar: the most that the ratio, or ours in MB, may be.\n")
+    print_table(rows, ["apart: retrieve is ours without ranking"])
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
