@@ -88,9 +88,10 @@ class Task:
             tf.function(lambda q, i=i: i(q), input_signature=[tf.TensorSpec([None, a.dim])]) for i in indexes
         ]
         layers = tf.keras.Sequential([*(tf.keras.layers.Dense(n, "relu") for n in UNITS), tf.keras.layers.Dense(1)])
-        spec = tf.TensorSpec([None, size, len(features.names)])
+        width = int(ranker.hidden[0].kernel.shape[0])  # the features in their powers and standardized
+        spec = tf.TensorSpec([None, size, width])
         self.layers = tf.function(lambda x: layers(x), input_signature=[spec])
-        self.shape = (size, len(features.names))
+        self.shape = (size, width)
 
     def request(self, batch: int) -> dict[str, Any]:
         import tensorflow as tf
