@@ -10,7 +10,6 @@ The last row is the memory that the process gained over many calls after the fir
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -143,9 +142,9 @@ def of_times(items: int, batch: int, ms: dict[str, np.ndarray]) -> list[dict[str
     rows = []
     for percent, bar in ((50, BAR), (99, None)):
         ours = float(np.percentile(ms["ours"], percent))
-        peer = float(np.percentile(parts, percent)) if bar is None else sum(statistics.median(ms[n]) for n in PARTS)
+        peer = float(np.percentile(parts, percent) if bar is None else sum(np.median(ms[name]) for name in PARTS))
         case = f"N = {items:,}, B = {batch}, p{percent} in ms"
-        row = {"case": case, "ours": round(ours, 2), "peer": round(float(peer), 2), "ratio": round(ours / peer, 3)}
+        row = {"case": case, "ours": round(ours, 2), "peer": round(peer, 2), "ratio": round(ours / peer, 3)}
         apart = ", ".join(f"{name} {np.percentile(ms[name], percent):.2f}" for name in ("retrieve", *PARTS))
         rows.append({**row, "bar": bar, "ok": bar is None or ours / peer <= bar, "apart": apart})
     return rows
