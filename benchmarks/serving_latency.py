@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import print_table, write_rows
+from _table import parsed, print_table, write_rows
 
 QUICK = {"items": [10_000], "batch": [1, 8], "calls": 20, "requests": 300}
 BAR, MEMORY_BAR = 1.3, 20.0
@@ -186,9 +186,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("threads", 2, "of TensorFlow"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update({k: v for k, v in QUICK.items() if getattr(arguments, k) == parser.get_default(k)})
+    arguments = parsed(parser, argv, QUICK)
     for name in ("dim", "candidates", "calls", "requests", "threads"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1. Received: {getattr(arguments, name)}.")
