@@ -24,6 +24,8 @@ MEANING = {
     "time": "of the request, seconds since 1970",
     "query": "what is searched for; its known words count",
     "exclude": "ids never to return, beside the history and what is stored of the user",
+    "include_only": "ids of which alone any are returned, such as what is in stock; with unknown ones only, none is",
+    "diversity": "λ of the maximal marginal relevance, from 0, the order by score, to 1, as unlike as can be",
     "k": "how many items, at most the catalogue; 0 returns none",
     "candidates": "ids to score; an unknown or absent one scores 0",
     "item": "id of the item; an unknown one has no neighbours",
@@ -52,13 +54,16 @@ OUTPUT = {
     "sources": "the sources that proposed the item, best rank first, joined by `+`; `popularity` where there is no "
     "history; the first source for what none proposed",
     "count": "how many of them the row has",
+    "reasons": "the id of what is most like the item among the last watched; none without a likeness, or past as many "
+    "items as are ranked",
     "contributions": "what each of `history` adds to the item's score; 0 where padded, unknown or repeated",
     "expected_watch_time": "seconds, E[T]; 0 where there is no item, −1 past the shortlist and without any history",
 }
 SCORES = {
     "serving_default": "As `recommend`.",
     "recommend": "`scores` are the ranker's odds. Past the shortlist the order of the retrieval follows, with −1, −2 "
-    "and so on. Without any history the items come by their recent popularity, unranked, and `scores` are its counts.",
+    "and so on. Without any history the items come by their recent popularity, unranked, and `scores` are its counts. "
+    "With `diversity` an item keeps its score, whatever its place.",
     "retrieve": "As `recommend`, before ranking: `scores` are those of the fusion, Σ 1 / (60 + rank).",
     "rank": "`scores` are the ranker's odds, each candidate seen as a member of the request's own shortlist: one that "
     "is on it scores as in `recommend`. Without any history they are the recent popularity.",
@@ -73,12 +78,17 @@ SCORES = {
 
 
 def choose_requests(
-    items: np.ndarray, users: np.ndarray, newest: int, oldest: int, said: Mapping[str, Any] | None = None
+    items: np.ndarray,
+    users: np.ndarray,
+    newest: int,
+    oldest: int,
+    said: Mapping[str, Any] | None = None,
+    sources: Sequence[str] = (),
 ) -> list[Request]:
     """About twenty requests of every kind, the same for the same data.
 
     `items` and `users` are ids in the order of their vocabularies, at least one each; the times are those of the data;
-    `said` is a value of everything else that a request may say.
+    `said` is a value of everything else that a request may say; `sources` are those that have a quota.
     """
 
     def spread(ids: np.ndarray, count: int) -> list[str]:
@@ -105,6 +115,9 @@ def choose_requests(
         {},
         {"k": 0},
         {"k": -7, "history": few},
+        {"user": "", "history": few[:1], "include_only": [*spread(items, 9), "an unknown item"]},
+        {"user": known[0], "diversity": 0.5, "include_only": ["an unknown item"]},
+        {"user": known[0], "diversity": 0.5, **{f"quota_{name}": 3 + n for n, name in enumerate(sources)}},
     ]
     if said:
         unknown = {name: value if isinstance(value, float) else "an unknown one" for name, value in said.items()}
@@ -182,6 +195,8 @@ def encode_example(request: Request) -> str:
 def _meaning(name: str) -> str:
     if name.startswith("user_"):
         return f"the user's {name.removeprefix('user_')}; an absent one is that stored of the user"
+    if name.startswith("quota_"):
+        return f"how many items {name.removeprefix('quota_')} may propose; no more than when the bundle was made"
     if name.startswith("context_"):
         return f"the {name.removeprefix('context_')} of the request; an unknown one is as good as none"
     return MEANING[name]

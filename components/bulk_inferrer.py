@@ -81,8 +81,8 @@ def predict(saved_model: Path, users: np.ndarray, out: Path, config: BulkConfig 
     """Writes what the signature `recommend` answers to every user, all else absent.
 
     `out/part-<n>-of-<m>.parquet`: user string; items list<string>, best first; scores list<float>; sources
-    list<string>; expected_watch_time list<float> where it is learned. In the order of `users`. A file is there when it
-    is whole: started again, the same call goes on with the files that are missing.
+    and reasons list<string>; expected_watch_time list<float> where it is learned. In the order of `users`. A file is
+    there when it is whole: started again, the same call goes on with the files that are missing.
 
     Raises:
       ShortlistError: if `out` holds the answers to something else, another process writes to it, or it cannot be

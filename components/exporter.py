@@ -111,13 +111,14 @@ class Exporter(Component):
             **dict.fromkeys([*features, "candidates", "item", "weights"], "absent"),
             "time": f"{newest}, the newest of the data",
             "k": str(self.config.default_k),
+            **{f"quota_{name}": str(quota) for name, quota in first_stage.quota.items()},
         }
         page = describe_signatures(
             signatures, features, defaults, info["feature_names"], list(sources), self.config.name
         )
         (out / "signatures.md").write_text(page, "utf-8")
         users = data.users["id"][data.users["user"] >= 2]
-        chosen = choose_requests(ids[2:], users, newest, oldest, said(data))
+        chosen = choose_requests(ids[2:], users, newest, oldest, said(data), list(sources))
         requests = recorded_inputs(chosen, ids[2:], list(data.contexts))
         self._record(out, signatures, {name: requests[name] for name in signatures})
 

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, OOV, RankingQuery, masked_top_k
 from shortlist.models._bundle_wals import WALSSignatures
+from shortlist.models._diversity import mmr_order, nearest_watched
+from shortlist.models._layers import last_n
 from shortlist.models._requests import (
     ABSENT,
     CANDIDATES,
@@ -25,7 +27,7 @@ from shortlist.models._requests import (
     same_batch,
     width_of,
 )
-from shortlist.models._shortlist import Proposals, Shortlist
+from shortlist.models._shortlist import Proposals, Shortlist, among
 from shortlist.models._transform import IdLookup, RequestReader
 
 FALLBACK = "popularity"
@@ -50,10 +52,14 @@ class Stored:
 
 
 class Request(NamedTuple):
-    """A request with ids as rows: the query, `exclude` int32 `[B, E]`, `k` int32 `[B]` and whether it has a history."""
+    """A request with ids as rows: the query, what may not or alone may be returned, int32 `[B, E]` and `[B, O]`,
+    `quotas` int32 `[B]` by source, `diversity` float32 `[B]`, `k` int32 `[B]` and whether it has a history `[B, 1]`."""
 
     query: RankingQuery
     exclude: tf.Tensor
+    only: tf.Tensor
+    quotas: dict[str, tf.Tensor]
+    diversity: tf.Tensor
     k: tf.Tensor
     known: tf.Tensor
 
@@ -63,7 +69,7 @@ class Servable(tf.Module):
 
     A request's history is its known items; if it has none, what is stored of its user; if that is nothing either, the
     most watched items of the last years answer, unranked. Never returned: the history, what the user is known to have
-    watched, and `exclude`.
+    watched, and `exclude`. Items are alike by the vectors of the first source that has some, else by their genres.
 
     Args:
       shortlist: the first stage, of loaded sources.
@@ -113,14 +119,14 @@ class Servable(tf.Module):
         self.stored_watched = tf.Variable(stored.watched, trainable=False, dtype=tf.bool)
         self.stored_weight = tf.Variable(stored.weight, trainable=False, dtype=tf.float32)
         self.now, self.default_k = now, default_k
+        vectors = [v for name in shortlist.sources if (v := shortlist.features.vectors.get(name)) is not None]
+        self.alike = vectors[0] if vectors else shortlist.features.genres  # [I, D], of length 1
         asked = {name: spec for name, (_, spec) in self._parts().items()}
         self._recommended = tf.function(self._recommend, input_signature=[asked], autograph=False)
         self.recommend = self._short(lambda given: self._recommended(self._completed(given)), EXCLUDE, K)
         self.retrieve = self._short(self._retrieve, EXCLUDE, K)
         self.rank = self._short(self._rank, CANDIDATES)
-        names = [name for name in shortlist.sources if name in shortlist.features.vectors]
-        if names:
-            self.vectors = shortlist.features.vectors[names[0]]  # [I, D], of length 1
+        if vectors:
             self.similar_items = tf.function(self._similar_items, input_signature=[ITEM, K], autograph=False)
         folding = [source for source in shortlist.sources.values() if hasattr(source, "retriever")]
         folding = [source.retriever for source in folding if hasattr(source.retriever, "fold_in_history")]
@@ -144,7 +150,11 @@ class Servable(tf.Module):
             "exclude": (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string)),
             "time": (tf.io.FixedLenFeature([], tf.int64, ABSENT), tf.TensorSpec(one, tf.int64)),
             "k": (tf.io.FixedLenFeature([], tf.int64, ABSENT), tf.TensorSpec(one, tf.int32)),
+            "include_only": (tf.io.RaggedFeature(tf.string), tf.TensorSpec(more, tf.string)),
+            "diversity": (tf.io.FixedLenFeature([], tf.float32, float(ABSENT)), tf.TensorSpec(one, tf.float32)),
         }
+        quota = (tf.io.FixedLenFeature([], tf.int64, ABSENT), tf.TensorSpec(one, tf.int64))
+        parts |= {f"quota_{name}": quota for name in self.shortlist.sources}
         if self.weight_name:
             parts[self.weight_name] = (tf.io.RaggedFeature(tf.float32), tf.TensorSpec(more, tf.float32))
         if self.shortlist.features.columns.base_rate:
@@ -179,15 +189,18 @@ class Servable(tf.Module):
 
     def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request = self._request(self._completed(given))
-        proposals = self.shortlist.propose(request.query, request.exclude)
+        proposals = self._proposed(request)
         return self._answer(request, proposals, *self.shortlist.cut(proposals))
+
+    def _proposed(self, request: Request) -> Proposals:
+        return self.shortlist.propose(request.query, request.exclude, request.only, request.quotas)
 
     def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         candidates = given["candidates"]
         same_batch(given["user"], candidates=candidates)
         request = self._request(self._completed(given))
-        proposals = self.shortlist.propose(request.query, request.exclude)
+        proposals = self._proposed(request)
         rows = self.item_rows(candidates)  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
@@ -200,7 +213,7 @@ class Servable(tf.Module):
         same_batch(item, k=k)
         rows = self.item_rows(item)
         k = self._counts(k) * tf.cast(rows >= FIRST_ID, tf.int32)
-        cosine = tf.linalg.matmul(tf.gather(self.vectors, rows), self.vectors, transpose_b=True)  # [B, I]
+        cosine = tf.linalg.matmul(tf.gather(self.alike, rows), self.alike, transpose_b=True)  # [B, I]
         items, answer = best_rows(cosine, k, rows[:, tf.newaxis])
         return {"items": tf.gather(self.item_ids, items), **answer}
 
@@ -256,8 +269,20 @@ class Servable(tf.Module):
             query["impressions"] = tf.ragged.boolean_mask(shown_rows, ignored).to_tensor()
             query["impressions_time"] = tf.ragged.boolean_mask(shown_stamps, ignored).to_tensor()
         query |= self.reader(given, users, time)
-        exclude = tf.concat([tf.where(watched, stored, 0), own, self.item_rows(given["exclude"])], axis=1)
-        return Request(query, exclude, self._counts(given["k"]), tf.reduce_any(keep, axis=1, keepdims=True))
+        quotas = {}
+        for name, most in self.shortlist.quota.items():
+            asked, bound = given[f"quota_{name}"], tf.constant(most, tf.int64)
+            quotas[name] = tf.cast(tf.clip_by_value(tf.where(asked == ABSENT, bound, asked), 0, bound), tf.int32)
+        diversity = given["diversity"]
+        return Request(
+            query,
+            exclude=tf.concat([tf.where(watched, stored, 0), own, self.item_rows(given["exclude"])], axis=1),
+            only=self.item_rows(given["include_only"]),
+            quotas=quotas,
+            diversity=tf.where(diversity > 0, tf.minimum(diversity, 1.0), 0.0),  # NaN is none
+            k=self._counts(given["k"]),
+            known=tf.reduce_any(keep, axis=1, keepdims=True),
+        )
 
     def _scored(
         self, request: Request, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
@@ -274,11 +299,11 @@ class Servable(tf.Module):
 
     def _recommend(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request = self._request(given)
-        proposals = self.shortlist.propose(request.query, request.exclude)
+        proposals = self._proposed(request)
         items, fused = self.shortlist.cut(proposals)
         found = self._scored(request, proposals, items, items)
         key = tf.where(request.known, found["odds"], fused)
-        return self._answer(request, proposals, items, key, found["expected"] if self.unit else None)
+        return self._answer(request, proposals, items, key, found["expected"])
 
     def _answer(
         self,
@@ -288,15 +313,25 @@ class Servable(tf.Module):
         key: tf.Tensor,
         expected: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """The shortlist `items` by `key`, both `[B, K]`, and what follows it, as far as the largest k goes."""
+        """The shortlist `items` by `key`, both `[B, K]`, and what follows it, as far as the largest k goes.
+
+        What is ranked has expected watch times, and reasons.
+        """
         size, k = self.shortlist.size, request.k[:, tf.newaxis]
         key, order = tf.math.top_k(tf.where(items >= FIRST_ID, key, -np.inf), size)
         best = tf.gather(items, order, batch_dims=1)
         length = tf.reduce_sum(tf.cast(best >= FIRST_ID, tf.int32), axis=1, keepdims=True)  # [B, 1]
         widest = width_of(request.k)
 
+        def diversified() -> list[tf.Tensor]:
+            turn = mmr_order(best, self.alike, request.diversity, tf.minimum(widest, size))
+            return [tf.gather(values, turn, batch_dims=1) for values in (best, key, order)]
+
+        best, key, order = tf.cond(tf.reduce_any(request.diversity > 0), diversified, lambda: [best, key, order])
+
         def following() -> tf.Tensor:
-            return masked_top_k(self.shortlist.order(proposals), widest, tf.concat([request.exclude, best], axis=1))[0]
+            scores = among(self.shortlist.order(proposals), request.only)
+            return masked_top_k(scores, widest, tf.concat([request.exclude, best], axis=1))[0]
 
         nothing = tf.zeros([tf.shape(k)[0], widest], tf.int32)
         rest = tf.cond(tf.reduce_any(k > length), following, lambda: nothing)
@@ -312,6 +347,10 @@ class Servable(tf.Module):
         sources = tf.where(request.known, self._sources(proposals, found), FALLBACK)
         answer = {}
         if expected is not None:
+            history = last_n(request.query["history"], self.shortlist.features.history_length)[0]
+            reasons = nearest_watched(found[:, :size], history, self.alike)
+            answer["reasons"] = tf.gather(self.item_ids, as_wide(reasons, widest, 0))
+        if expected is not None and self.unit:
             ordered = tf.gather(tf.gather(expected, order, batch_dims=1), tf.minimum(column, size - 1), batch_dims=1)
             seconds = tf.where(past < 0, self._seconds(request, found, ordered), float(ABSENT))
             answer["expected_watch_time"] = tf.where(shown, seconds, 0.0)

@@ -21,10 +21,10 @@ def absent(like: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.fill(tf.shape(like), tf.constant("" if dtype == tf.string else ABSENT, dtype))
 
 
-def as_wide(values: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+def as_wide(values: tf.Tensor, width: tf.Tensor, filling: int = ABSENT) -> tf.Tensor:
     """`values` `[B, V]`, cut or filled up to `[B, width]`."""
     lacking = [[0, 0], [0, tf.maximum(width - tf.shape(values)[1], 0)]]
-    return tf.pad(values, lacking, constant_values=tf.constant(ABSENT, values.dtype))[:, :width]
+    return tf.pad(values, lacking, constant_values=tf.constant(filling, values.dtype))[:, :width]
 
 
 def counts(k: tf.Tensor, default: int, rows: int) -> tf.Tensor:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, Query, RankingQuery, masked_top_k, query_spec
+from shortlist.models._base import FIRST_ID, PAD, Query, RankingQuery, masked_top_k, query_spec
 from shortlist.models._nested import finite
 from shortlist.models._ranking_features import RankingFeatures
 
@@ -82,16 +82,31 @@ class Shortlist(tf.Module):
         order = self.order(proposals)
         return {"items": items, "fused": fused, "ranks": ranks, "features": features, "order": order}
 
-    def propose(self, query: Query, exclude: tf.Tensor) -> Proposals:
-        """Asks the sources; the arguments are those of a call."""
+    def propose(
+        self,
+        query: Query,
+        exclude: tf.Tensor,
+        only: tf.Tensor | None = None,
+        quotas: Mapping[str, tf.Tensor] | None = None,
+    ) -> Proposals:
+        """Asks the sources.
+
+        Args:
+          query: as for a call.
+          exclude: as for a call.
+          only: as for `among`, what alone may be proposed.
+          quotas: of some sources, int32 `[B]` each, how many of its quota's items it proposes to a request.
+        """
         scores = self.score_all(query)
         rank_tables, fused = [], tf.zeros_like(scores[0])
-        for score, quota in zip(scores, self.quota.values(), strict=True):
-            top, value = masked_top_k(score, quota, exclude)  # [B, Q]
+        for (name, quota), score in zip(self.quota.items(), scores, strict=True):
+            top, value = masked_top_k(score if only is None else among(score, only), quota, exclude)  # [B, Q]
             ranks = tf.broadcast_to(tf.range(1.0, quota + 1.0)[tf.newaxis], tf.shape(top))
             where = tf.stack([tf.broadcast_to(tf.range(tf.shape(top)[0])[:, tf.newaxis], tf.shape(top)), top], -1)
             table = tf.fill(tf.shape(score), quota + 1.0)
             found = value > -np.inf
+            if quotas and name in quotas:
+                found &= tf.range(quota) < quotas[name][:, tf.newaxis]
             table = tf.tensor_scatter_nd_update(table, where[found], ranks[found])  # [B, I]
             share = tf.constant(1 / (RRF + np.arange(1, quota + 1)), tf.float32)  # a rank's, to the bit, in any batch
             share = tf.broadcast_to(share, tf.shape(top))
@@ -120,6 +135,22 @@ class Shortlist(tf.Module):
     def order(proposals: Proposals) -> tf.Tensor:
         """`order` of a call."""
         return tf.where(proposals.fused > 0, proposals.fused, _unit(proposals.scores[0]))
+
+
+def among(scores: tf.Tensor, only: tf.Tensor) -> tf.Tensor:
+    """Scores `[B, I]`, −∞ outside of the item rows `only`, int32 `[B, O]`.
+
+    0 is padding, and a request with nothing else allows every item; an unknown item, 1, is one that isn't there.
+    """
+
+    def cut() -> tf.Tensor:
+        request = tf.broadcast_to(tf.range(tf.shape(only)[0])[:, tf.newaxis], tf.shape(only))
+        listed = tf.zeros(tf.shape(scores), tf.bool)
+        listed = tf.tensor_scatter_nd_update(listed, tf.stack([request, only], -1), tf.ones(tf.shape(only), tf.bool))
+        free = tf.reduce_all(only == PAD, axis=1, keepdims=True)
+        return tf.where(listed | free, scores, -np.inf)
+
+    return tf.cond(tf.reduce_any(only != PAD), cut, lambda: scores)
 
 
 def _unit(scores: tf.Tensor) -> tf.Tensor:

@@ -566,6 +566,28 @@ def shortlist(scores, quota, size, popularity, history, exclude):
     return order, [fused[i] for i in order], ranks
 
 
+def mmr(items, vectors, diversity, steps):
+    """Items, best first, by maximal marginal relevance: `steps` of them, then the rest."""
+    left, chosen = list(items), []
+    relevance = {item: 1 - place / len(items) for place, item in enumerate(items)}
+    while left and len(chosen) < steps:
+        nearest = {i: max((cosine(vectors[i], vectors[j]) for j in chosen), default=0.0) for i in left}
+        best = max(left, key=lambda i: (1 - diversity) * relevance[i] - diversity * nearest[i])
+        left.remove(best)
+        chosen.append(best)
+    return chosen + left
+
+
+def nearest_watched(items, history, vectors):
+    """The last watched item that is most like each, 0 for none."""
+    found = []
+    for item in items:
+        alike = {watched: cosine(vectors[item], vectors[watched]) for watched in history if item}
+        best = max(alike, key=alike.get, default=0)
+        found.append(best if alike.get(best, 0) > 0 else 0)
+    return found
+
+
 # --- queries and examples -------------------------------------------------------------------------------------------
 
 

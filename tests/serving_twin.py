@@ -74,6 +74,8 @@ class Twin:
         history = told or [(self.row[e["item"]], e["timestamp"], e["rating"]) for e in liked]
         exclude = {self.row[e["item"]] for e in stored} | {i for i, _, _ in told}
         exclude |= {self.row[i] for i in r.get("exclude", []) if i in self.row}
+        if any(r.get("include_only", [])):
+            exclude |= {row for item, row in self.row.items() if item not in r["include_only"]}
         user = self.users.get(r.get("user", ""), 1)
         return {
             "user": user,
@@ -91,7 +93,9 @@ class Twin:
         batch = {name: tf.constant([query[name]], dtype) for name, dtype in dtypes.items()}
         scores = [source.scores(batch).numpy()[0] for source in self.sources.values()]
         batch["history_weight"] = tf.constant([query["history_weight"]], tf.float32)
-        items, fused, ranks = oracles.shortlist(scores, self.quota, SIZE, self.popularity, query["history"], exclude)
+        asked = zip(self.names, self.quota, strict=True)
+        quota = [most if (q := r.get(f"quota_{name}", -1)) == -1 else min(max(q, 0), most) for name, most in asked]
+        items, fused, ranks = oracles.shortlist(scores, quota, SIZE, self.popularity, query["history"], exclude)
         if not query["history"]:
             scores = [self.popularity] * len(self.names)
         left = [i for i in range(2, len(self.ids)) if i not in exclude and i not in items]
@@ -121,18 +125,26 @@ class Twin:
         if ranked and best and stage.query["history"]:
             odds = self.odds(stage, stage.items)
             best = sorted(zip(stage.items, odds, strict=True), key=lambda pair: -pair[1])
+        diversity, k = r.get("diversity", 0.0), max(r.get("k", 10), 0)
+        if diversity > 0:
+            scores, vectors = dict(best), self.vectors["two_tower"]
+            order = oracles.mmr([i for i, _ in best], vectors, min(diversity, 1.0), max(k, 1))
+            best = [(i, scores[i]) for i in order]
         answer = best + [(i, -1.0 - place) for place, i in enumerate(stage.left)]
         if not stage.query["history"]:
             answer = [(i, self.popularity[i]) for i, _ in answer]
-        answer = answer[: max(r.get("k", 10), 0)]
+        answer = answer[:k]
 
         def proposers(i: int) -> str:
             own = sorted((ranks[i], s) for s, ranks in enumerate(stage.ranks) if i in ranks)
             return "+".join(self.names[s] for _, s in own) or self.names[0]
 
+        last = stage.query["history"][-LENGTH:]
+        reasons = oracles.nearest_watched([i for i, _ in answer[:SIZE]], last, self.vectors["two_tower"])
         return {
             "items": [self.ids[i] for i, _ in answer],
             "scores": [score for _, score in answer],
+            "reasons": [self.ids[i] for i in reasons] + [""] * (len(answer) - len(reasons)),
             "sources": [proposers(i) if stage.query["history"] else "popularity" for i, _ in answer],
         }
 

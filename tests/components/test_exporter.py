@@ -54,6 +54,30 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "none wanted": {"user": "usér 3", "k": 0},
     "fewer than none": {"history": ["映画-1"], "k": -3},
 }
+STOCK, TOLD = ["映画-5", "Ärger-2", "nothing", "映画-0", "", "Ärger-7", "Ärger-9"], ["映画-1", "Ärger-3"]
+FURTHER: dict[str, dict[str, Any]] = {
+    "what is in stock": {"user": "usér 3", "include_only": STOCK, "k": 20},
+    "what is in stock, for a new user": {"history": TOLD, "include_only": STOCK, "k": 4},
+    "what is in stock, for nobody": {"include_only": STOCK, "k": 7},
+    "in stock and excluded": {"history": TOLD, "include_only": STOCK, "exclude": STOCK[:3], "k": 20},
+    "in stock, and all of it excluded": {"history": TOLD, "include_only": STOCK, "exclude": STOCK, "k": 20},
+    "in stock, and watched": {"history": TOLD, "include_only": TOLD, "k": 20},
+    "nothing that is known in stock": {"history": TOLD, "include_only": ["nothing"], "k": 20},
+    "no list of what is in stock": {"history": TOLD, "include_only": ["", ""], "k": 20},
+    "the whole catalogue in stock": {"history": TOLD, "include_only": serving_data.ITEMS, "k": 20},
+    "one of a source": {"history": TOLD, "quota_two_tower": 1, "k": 20},
+    "none of a source": {"user": "usér 8", "quota_item_knn": 0, "k": 20},
+    "none of any source": {"history": TOLD, "quota_two_tower": 0, "quota_item_knn": -9, "k": 5},
+    "more of a source than there are": {"history": TOLD, "quota_two_tower": 2**40, "quota_item_knn": 2, "k": 20},
+    "few of the popular": {"quota_two_tower": 2, "quota_item_knn": 3, "k": 6},
+    **{f"diversity {d}": {"history": TOLD, "diversity": d, "k": 9} for d in (0.2, 0.5, 0.8, 1.0, 7.0, -2.0)},
+    "diversity of one": {"history": TOLD, "diversity": 0.7, "k": 1},
+    "diversity of four": {"user": "usér 2", "diversity": 0.7, "k": 4},
+    "diversity of all": {"history": TOLD, "diversity": 0.9, "k": 1_000},
+    "diversity of the popular": {"diversity": 0.6, "k": 12},
+    "diversity of none": {"history": TOLD, "diversity": 0.5, "exclude": serving_data.ITEMS},
+    "all at once": {"history": TOLD, "include_only": STOCK, "quota_item_knn": 4, "diversity": 0.6, "k": 20},
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +120,10 @@ def call(bundle: Any, signature: str, requests: list[dict[str, Any]]) -> dict[st
 def line(answer: dict[str, np.ndarray], row: int = 0) -> dict[str, list[Any]]:
     """One row of an answer, without padding, which is checked."""
     count = answer["count"][row]
-    texts = {name: [v.decode() for v in answer[name][row]] for name in ("items", "sources") if name in answer}
-    assert all(set(values[count:]) <= {""} and "" not in values[:count] for values in texts.values())
+    names = [name for name in ("items", "sources", "reasons") if name in answer]
+    texts = {name: [v.decode() for v in answer[name][row]] for name in names}
+    assert all(set(values[count:]) <= {""} for values in texts.values())
+    assert all("" not in values[:count] for name, values in texts.items() if name != "reasons")
     assert not answer["scores"][row, count:].any()
     assert np.isfinite(answer["scores"]).all()
     return {**{name: values[:count] for name, values in texts.items()}, "scores": answer["scores"][row, :count]}
@@ -111,9 +137,45 @@ def test_equals_the_loop(twin: Twin, bundle: Any, signature: str, name: str) -> 
     expected = twin.recommend(request, ranked=signature != "retrieve")
     assert got["items"] == expected["items"]
     assert got["sources"] == expected["sources"]
+    assert got.get("reasons", expected["reasons"]) == expected["reasons"]
     np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-4)
     assert len(set(got["items"])) == len(got["items"])
     assert (np.diff(got["scores"]) <= 0).all()
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_what_an_example_asks_for_besides_equals_the_loop(twin: Twin, bundle: Any, name: str) -> None:
+    got, expected = line(call(bundle, "serving_default", [FURTHER[name]])), twin.recommend(FURTHER[name])
+    for output in ("items", "sources", "reasons"):
+        assert got[output] == expected[output]
+    np.testing.assert_allclose(got["scores"], expected["scores"], rtol=1e-4)
+
+
+def test_what_an_example_asks_for_besides_is_of_its_own_row(bundle: Any) -> None:
+    requests = [*FURTHER.values(), {"history": TOLD, "k": 20}, {"history": TOLD, "k": 20, "diversity": float("nan")}]
+    together = call(bundle, "serving_default", requests)
+    for row, request in enumerate(requests):
+        one, other = line(together, row), line(call(bundle, "serving_default", [request]))
+        for output in ("items", "sources", "reasons"):
+            assert one[output] == other[output]
+    nothing, nan = line(together, len(requests) - 2), line(together, len(requests) - 1)
+    assert nothing["items"] == nan["items"]
+    named = {request_name: line(together, row)["items"] for row, request_name in enumerate(FURTHER)}
+    assert nothing["items"] == named["no list of what is in stock"] == named["the whole catalogue in stock"]
+    assert set(named["what is in stock, for nobody"]) == {i for i in STOCK if i in serving_data.ITEMS}
+    assert [len(named[n]) for n in ("in stock, and all of it excluded", "in stock, and watched")] == [0, 0]
+    assert named["nothing that is known in stock"] == []
+    assert len({tuple(named[f"diversity {d}"]) for d in (0.2, 0.5, 0.8, 1.0)}) > 2
+    assert named["diversity 7.0"] == named["diversity 1.0"]
+    assert set(named["diversity 1.0"]) != set(named["diversity of the popular"])
+
+
+def test_a_thousand_requests_at_once(bundle: Any) -> None:
+    requests = [*REQUESTS.values(), *FURTHER.values()]
+    requests = [requests[n % len(requests)] for n in range(1024)]
+    together = call(bundle, "serving_default", requests)
+    for row in (0, 500, 1023):
+        assert line(together, row)["items"] == line(call(bundle, "serving_default", [requests[row]]))["items"]
 
 
 def test_the_cases_reach_what_they_are_for(twin: Twin) -> None:
@@ -237,12 +299,12 @@ def test_similar_items_are_the_nearest_by_cosine(twin: Twin, bundle: Any) -> Non
 
 
 def test_unknown_features_are_ignored_and_broken_examples_refused(bundle: Any) -> None:
-    request = {"user": "usér 3", "context_mood": "rainy", "diversity": 7, "impressions": ["a", "b"]}
+    request = {"user": "usér 3", "context_mood": "rainy", "quota_wals": 7, "impressions": ["a", "b"]}
     got = call(bundle, "serving_default", [request])
     np.testing.assert_array_equal(got["items"], call(bundle, "serving_default", [{"user": "usér 3"}])["items"])
     with pytest.raises(tf.errors.InvalidArgumentError, match="Could not parse example input"):
         bundle.signatures["serving_default"](examples=tf.constant(["not an example"]))
-    for name, value in {"user": 3, "k": "ten", "history_time": "now"}.items():
+    for name, value in {"user": 3, "k": "ten", "history_time": "now", "diversity": 1, "quota_item_knn": 0.5}.items():
         with pytest.raises(tf.errors.InvalidArgumentError, match=f"Key: {name}"):
             call(bundle, "serving_default", [{name: value}])
     inputs = short([{"user": "usér 3"}] * 2, "user", "history", "exclude", "time", "k")
@@ -260,6 +322,9 @@ examples = st.fixed_dictionaries(
         "history_time": st.lists(numbers, min_size=1, max_size=6),
         "time": numbers,
         "exclude": st.lists(texts, min_size=1, max_size=6),
+        "include_only": st.lists(texts, min_size=1, max_size=6),
+        "quota_item_knn": numbers,
+        "diversity": st.floats(width=32),
         "k": numbers,
     },
 )
@@ -273,6 +338,7 @@ def test_any_request_is_answered_with_numbers(bundle: Any, requests: list[dict[s
         got = line(answer, row)
         refused = {*request.get("history", []), *request.get("exclude", [])}
         assert not refused & set(got["items"])
+        assert not any(request.get("include_only", [])) or set(got["items"]) <= set(request["include_only"])
         assert len(got["items"]) <= max(request.get("k", 10), 10 if request.get("k") == -1 else 0)
 
 
@@ -299,7 +365,7 @@ def test_records_answer_for_every_signature(served: dict[str, Any], bundle: Any)
     records = served["Exporter"].read_json("requests.json")
     assert records["signatures"] == sorted(bundle.signatures)
     by_name = {n: [r for r in records["requests"] if r["signature_name"] == n] for n in records["signatures"]}
-    assert {n: len(found) for n, found in by_name.items()} == dict.fromkeys(records["signatures"], 26)
+    assert {n: len(found) for n, found in by_name.items()} == dict.fromkeys(records["signatures"], 29)
     counts = [r["outputs"]["count"][0] for r in by_name["recommend"][:-1]]
     assert min(counts) == 0
     assert max(counts) == 20
@@ -318,7 +384,8 @@ def test_the_page_names_every_input_output_and_feature(served: dict[str, Any], b
         for put in (*function.structured_input_signature[1], *function.structured_outputs):
             assert section.count(f"\n| `{put}` |") == 1, (name, put)
     features = page.split("\n## Features of an example\n")[1]
-    named = ("user", "history", "history_time", "history_rating", "time", "exclude", "k", "context_place")
+    named = ["user", "history", "history_time", "history_rating", "time", "exclude", "k", "context_place"]
+    named += ["include_only", "diversity", *(f"quota_{name}" for name in NAMES)]
     assert sorted(text.split("`")[1] for text in features.splitlines() if text.startswith("| `")) == sorted(named)
     for feature in served["CandidateGenerator"].read_json("candidates.json")["feature_names"]:
         assert f"`{feature}`" in features

@@ -20,6 +20,7 @@ REQUESTS = (
     {"user": "usér 3", "k": 5},
     {"history": ["Ärger-0", "映画-9"], "history_time": [1_500_000_000, -1], "time": 1_600_000_000},
     {"user": "x", "history": ["映画-1"], "exclude": ["Ärger-0"], "context_place": "home", "history_rating": [3.0]},
+    {"user": "usér 3", "include_only": ["映画-1", "Ärger-9"], "diversity": 0.5, "quota_item_knn": 2},
 )
 VALID = [base64.b64decode(encode_example(request)) for request in REQUESTS]
 NUMBERS = st.one_of(st.sampled_from([-1, 0, 1, -(2**63), 2**63 - 1, 1_500_000_000]), st.integers(-(2**63), 2**63 - 1))
@@ -79,7 +80,8 @@ def wild(draw: st.DrawFn) -> dict[str, Any]:
     kinds = {
         **{"user": TEXT, "context_place": TEXT, "history": lists, "exclude": lists},
         **{"history_time": st.lists(NUMBERS, max_size=4), "history_rating": numbers, "history_watch_time": numbers},
-        **{"time": NUMBERS, "k": NUMBERS, "something else": NUMBERS},
+        **{"time": NUMBERS, "k": NUMBERS, "something else": NUMBERS, "quota_two_tower": NUMBERS},
+        **{"include_only": lists, "diversity": st.floats(width=32)},
     }
     return {name: draw(kind) for name, kind in kinds.items() if draw(st.booleans())}
 
@@ -89,9 +91,9 @@ def serialized(values: dict[str, Any]) -> bytes:
     for name, value in values.items():
         value = value if isinstance(value, list) else [value]
         feature = example.features.feature[name]
-        if name in ("history_rating", "history_watch_time"):
+        if name in ("history_rating", "history_watch_time", "diversity"):
             feature.float_list.value.extend(value)
-        elif name in ("history_time", "time", "k", "something else"):
+        elif name in ("history_time", "time", "k", "something else", "quota_two_tower"):
             feature.int64_list.value.extend(value)
         else:
             feature.bytes_list.value.extend(value)
