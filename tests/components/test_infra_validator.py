@@ -119,7 +119,8 @@ def test_reports_other_answers_and_missing_signatures(bundle: Bundle) -> None:
     assert recommend.endswith(" instead of 'another'.")
     assert retrieve.startswith("`retrieve`, request 3: `count` [0] is ")
     assert default == (
-        "`serving_default`, request 4: the outputs are count, items, scores, sources instead of count, items, scores."
+        "`serving_default`, request 4: the outputs are count, items, reasons, scores, sources "
+        "instead of count, items, reasons, scores."
     )
 
 
