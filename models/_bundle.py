@@ -185,7 +185,12 @@ class Servable(tf.Module):
         """A signature of some of the inputs and the contexts."""
         contexts = [spec for name, (_, spec) in self.reader.features.items() if name.startswith("context_")]
         asked = {spec.name: spec for spec in (USER, HISTORY, TIME, *contexts, *inputs)}
-        return tf.function(lambda **given: function(given), autograph=False).get_concrete_function(**asked)
+
+        def answer(user: tf.Tensor, **given: tf.Tensor) -> dict[str, tf.Tensor]:
+            with tf.control_dependencies(same_batch(user, **given)):
+                return function({name: tf.identity(value) for name, value in {"user": user, **given}.items()})
+
+        return tf.function(answer, autograph=False).get_concrete_function(**asked)
 
     def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request = self._request(self._completed(given))
@@ -197,11 +202,9 @@ class Servable(tf.Module):
 
     def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
-        candidates = given["candidates"]
-        same_batch(given["user"], candidates=candidates)
         request = self._request(self._completed(given))
         proposals = self._proposed(request)
-        rows = self.item_rows(candidates)  # [B, C]
+        rows = self.item_rows(given["candidates"])  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
         answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
@@ -231,7 +234,6 @@ class Servable(tf.Module):
 
     def _request(self, given: Mapping[str, tf.Tensor]) -> Request:
         user, history, time = given["user"], given["history"], given["time"]
-        same_batch(user, **{name: value for name, value in given.items() if name != "user"})
         users = tf.maximum(self.user_rows(user), OOV)
         time = tf.where(time == ABSENT, tf.constant(self.now, tf.int64), time)
         own = self.item_rows(history)  # [B, L]

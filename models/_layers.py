@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 
 @tf.keras.utils.register_keras_serializable("shortlist")
@@ -30,9 +31,10 @@ class QuantileNormalization(tf.keras.layers.Layer):
     def __init__(self, num_features: int, num_quantiles: int = 101, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_features, self.num_quantiles = num_features, num_quantiles
-        self.boundaries = self.add_weight(
-            "boundaries", (num_features, num_quantiles), initializer="zeros", trainable=False
-        )
+        shape, fixed = (num_features, num_quantiles), {"initializer": "zeros", "trainable": False}
+        self.boundaries = self.add_weight("boundaries", shape, **fixed)
+        self.lines = self.add_weight("lines", (*shape, 3), **fixed)
+        self.set_boundaries(np.zeros(shape))
 
     def adapt(self, values: np.ndarray) -> None:
         """Fits the quantiles to `values`, float `[M, F]`; NaN is left out, a column of nothing else becomes zeros."""
@@ -40,25 +42,39 @@ class QuantileNormalization(tf.keras.layers.Layer):
         if not self.num_features:
             return  # NaN or not, there is nothing to fit
         values = np.where(np.isnan(values).all(axis=0), 0.0, values)
-        self.boundaries.assign(np.nanquantile(values, shares, axis=0).T.astype(np.float32))
+        self.set_boundaries(np.nanquantile(values, shares, axis=0).T)
+
+    def set_boundaries(self, boundaries: ArrayLike) -> None:
+        """Sets the quantiles, float `[F, N]`, ascending in each row.
+
+        Of each, `lines` hold the value itself, the slope to the next, and the middle of those that equal it.
+        """
+        bounds = np.asarray(boundaries, np.float32)
+        step = np.diff(bounds, axis=1, append=bounds[:, -1:])
+        slope = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
+        first = tf.searchsorted(bounds, bounds - _slack(bounds)).numpy()
+        middle = (first + np.arange(self.num_quantiles)) / 2
+        self.boundaries.assign(bounds)
+        self.lines.assign(np.stack([bounds, slope, middle], axis=-1))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
-        bounds = tf.convert_to_tensor(self.boundaries)
-        slack = 1e-6 * (1.0 + tf.abs(values))  # a tie is one, whatever the rounding of the batch it was computed in
-        left = tf.searchsorted(bounds, values - slack, side="left")
-        right = tf.searchsorted(bounds, values + slack, side="right")
-        last = self.num_quantiles - 1
-        low = tf.clip_by_value(right - 1, 0, last)
-        high = tf.clip_by_value(right, 0, last)
-        below, above = tf.gather(bounds, low, batch_dims=1), tf.gather(bounds, high, batch_dims=1)
-        between = tf.cast(low, tf.float32) + tf.math.divide_no_nan(values - below, above - below)
-        equal = tf.cast(left + right - 1, tf.float32) / 2
-        position = tf.clip_by_value(tf.where(left < right, equal, between), 0.0, float(last))
-        return tf.reshape(tf.transpose(position / last), tf.shape(inputs))
+        slack = _slack(values)  # a tie is one, whatever the rounding of the batch it was computed in
+        right = tf.searchsorted(tf.convert_to_tensor(self.boundaries), values + slack, side="right")
+        low = tf.maximum(right - 1, 0)
+        row = self.num_quantiles * tf.range(self.num_features)[:, tf.newaxis]
+        below, slope, middle = tf.unstack(tf.gather(tf.reshape(self.lines, [-1, 3]), row + low), axis=-1)
+        between = tf.cast(low, tf.float32) + tf.math.multiply_no_nan(values - below, slope)
+        position = tf.where((right > 0) & (below >= values - slack), middle, between)
+        last = float(self.num_quantiles - 1)
+        return tf.reshape(tf.transpose(tf.clip_by_value(position, 0.0, last) / last), tf.shape(inputs))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
+
+
+def _slack(values: Any) -> Any:
+    return 1e-6 * (1.0 + abs(values))
 
 
 def powers(x: tf.Tensor) -> tf.Tensor:

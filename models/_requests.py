@@ -46,9 +46,11 @@ def best_rows(scores: tf.Tensor, k: tf.Tensor, exclude: tf.Tensor) -> tuple[tf.T
     return tf.where(shown, rows, 0), {"scores": tf.where(shown, scores, 0.0), "count": count}
 
 
-def same_batch(first: tf.Tensor, **others: tf.Tensor) -> None:
-    """Refuses a request whose inputs have different numbers of rows."""
-    for name, value in others.items():
+def same_batch(first: tf.Tensor, **others: tf.Tensor) -> list[tf.Operation]:
+    """Refuses a request whose inputs have different numbers of rows; the checks, for what is to wait for them."""
+    return [
         tf.debugging.assert_equal(
             tf.shape(value)[0], tf.shape(first)[0], f"`{name}` must have one row a request, as many as the first input."
         )
+        for name, value in others.items()
+    ]

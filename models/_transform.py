@@ -240,4 +240,4 @@ class TransformLayers(tf.Module):
         self.year = Buckets(year_boundaries)
         self.time = QuantileNormalization(1, len(time_quantiles)) if time_quantiles else None
         if self.time is not None:
-            self.time.boundaries.assign([time_quantiles])
+            self.time.set_boundaries([time_quantiles])

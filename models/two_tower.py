@@ -181,7 +181,7 @@ class TwoTower(tfrs.Model):
         if not quantiles:
             return None, None
         layer = QuantileNormalization(1, len(quantiles), name=f"{name}_quantiles")
-        layer.boundaries.assign([quantiles])
+        layer.set_boundaries([quantiles])
         return layer, table(self, f"{name}_table", 3, self.embedding_dim, "zeros")
 
     def set_content(

@@ -192,13 +192,15 @@ class WeightedLogistic(tf.keras.Model):
         parts = self._numbers(inputs["features"])
         if self.embedding_dim:
             parts += self._embedded(inputs["item"], inputs["history"])
-        first = x = tf.concat(parts, axis=-1)
+        parts = tf.concat(parts, axis=-1)
+        first = x = tf.reshape(parts, [-1, parts.shape[-1]])  # TensorFlow fuses the layers of matrices alone
         for layer in self.cross:
             x = layer(first, x)
         for layer in self.hidden:
             x = self.drop(layer(x), training=training)
         offset = tf.zeros(2) if training else tf.convert_to_tensor(self.offset)
-        return {"logit": self.logit(x)[..., 0] + offset[0], "watch_logit": self.watch_logit(x)[..., 0] + offset[1]}
+        heads = {"logit": self.logit(x) + offset[0], "watch_logit": self.watch_logit(x) + offset[1]}
+        return {name: tf.reshape(z, tf.shape(parts)[:-1]) for name, z in heads.items()}
 
     def _numbers(self, features: tf.Tensor) -> list[tf.Tensor]:
         """x̃ with its powers, and x′."""
@@ -207,7 +209,7 @@ class WeightedLogistic(tf.keras.Model):
             return []
         if not used:  # a column of 0, since TensorFlow's graphs lose the constant added to a product over no columns
             return [tf.zeros_like(tf.reduce_sum(features, axis=-1, keepdims=True))]
-        standard = tf.clip_by_value((features - self.center) / self.scale, -CUT, CUT)
+        standard = tf.clip_by_value((features - self.center) * tf.math.reciprocal(self.scale), -CUT, CUT)
         normal = self.normalization(features)
         if self.ignored:
             normal, standard = (tf.gather(x, used, axis=-1) for x in (normal, standard))
