@@ -368,7 +368,7 @@ class Servable(tf.Module):
         """Who proposed each item, best rank first, joined by "+"; the first source for what nobody proposed."""
         names = tf.constant(list(self.shortlist.sources))
         quota = tf.constant(list(self.shortlist.quota.values()), tf.float32)
-        ranks = tf.stack([tf.gather(table, items, batch_dims=1) for table in proposals.ranks], axis=-1)  # [B, M, S]
+        ranks = tf.stack(self.shortlist.ranks(proposals, items), axis=-1)  # [B, M, S]
         ranks = tf.where(ranks <= quota, ranks, np.inf)
         order = tf.argsort(ranks, stable=True)
         proposed = tf.gather(ranks, order, batch_dims=2) < np.inf

@@ -1,6 +1,6 @@
 """The first stage as one graph: several sources, one shortlist without duplicates and without what was seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,15 @@ RRF = 60.0
 
 
 class Proposals(NamedTuple):
-    """What the sources say of the whole catalogue: float32 `[B, I]` a source, and in sum.
+    """What the sources say.
 
-    `scores`, finite; `ranks` from 1, quota + 1 for what a source does not propose; `fused`, 0 for what none proposes.
+    `scores` float32 `[B, I]` a source, of the whole catalogue, −∞ for what it leaves out. What it proposes, in the
+    order of the rows: `items` int32 `[B, Q]`, 0 before the first, and `ranks` float32 `[B, Q]`, from 1.
     """
 
     scores: list[tf.Tensor]
+    items: list[tf.Tensor]
     ranks: list[tf.Tensor]
-    fused: tf.Tensor
 
 
 class Shortlist(tf.Module):
@@ -62,7 +63,9 @@ class Shortlist(tf.Module):
         """Every source's scores float32 `[B, I]`."""
         known = tf.reduce_any(query["history"] >= FIRST_ID, axis=1, keepdims=True)
         query = {name: query[name] for name in self.asked}
-        return [tf.where(known, source.scores(query), self.popularity[tf.newaxis]) for source in self.sources.values()]
+        scores = [source.scores(query) for source in self.sources.values()]
+        popular = self.popularity[tf.newaxis]
+        return tf.cond(tf.reduce_all(known), lambda: scores, lambda: [tf.where(known, s, popular) for s in scores])
 
     def __call__(self, query: RankingQuery, exclude: tf.Tensor) -> dict[str, tf.Tensor]:
         """Makes the shortlist.
@@ -97,44 +100,71 @@ class Shortlist(tf.Module):
           only: as for `among`, what alone may be proposed.
           quotas: of some sources, int32 `[B]` each, how many of its quota's items it proposes to a request.
         """
-        scores = self.score_all(query)
-        rank_tables, fused = [], tf.zeros_like(scores[0])
+        scores, items, ranks = self.score_all(query), [], []
         for (name, quota), score in zip(self.quota.items(), scores, strict=True):
-            top, value = masked_top_k(score if only is None else among(score, only), quota, exclude)  # [B, Q]
-            ranks = tf.broadcast_to(tf.range(1.0, quota + 1.0)[tf.newaxis], tf.shape(top))
-            where = tf.stack([tf.broadcast_to(tf.range(tf.shape(top)[0])[:, tf.newaxis], tf.shape(top)), top], -1)
-            table = tf.fill(tf.shape(score), quota + 1.0)
-            found = value > -np.inf
+            top = masked_top_k(score if only is None else among(score, only), quota, exclude)[0]  # [B, Q]
             if quotas and name in quotas:
-                found &= tf.range(quota) < quotas[name][:, tf.newaxis]
-            table = tf.tensor_scatter_nd_update(table, where[found], ranks[found])  # [B, I]
-            share = tf.constant(1 / (RRF + np.arange(1, quota + 1)), tf.float32)  # a rank's, to the bit, in any batch
-            share = tf.broadcast_to(share, tf.shape(top))
-            fused = tf.tensor_scatter_nd_add(fused, where[found], share[found])
-            rank_tables.append(table)
-        return Proposals([finite(score) for score in scores], rank_tables, fused)
+                top = tf.where(tf.range(quota) < quotas[name][:, tf.newaxis], top, 0)
+            negative, place = tf.math.top_k(-top, quota)
+            items.append(-negative)
+            ranks.append(tf.cast(place + 1, tf.float32))
+        return Proposals(scores, items, ranks)
+
+    def ranks(self, proposals: Proposals, items: tf.Tensor) -> list[tf.Tensor]:
+        """Each source's ranks of any item rows int32 `[B, C]`, float32 `[B, C]`; its quota + 1 for what it does not
+        propose."""
+        found = []
+        for own, ranks, quota in zip(proposals.items, proposals.ranks, self.quota.values(), strict=True):
+            at = tf.minimum(tf.searchsorted(own, items), quota - 1)
+            there = (tf.gather(own, at, batch_dims=1) == items) & (items != PAD)
+            found.append(tf.where(there, tf.gather(ranks, at, batch_dims=1), quota + 1.0))
+        return found
+
+    def fuse(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the sources propose, in the order of the rows, and its fused scores: int32 and float32 `[B, P]`, 0 and 0
+        in the place of what came before."""
+        every = tf.concat(proposals.items, axis=1)  # [B, P]
+        items = -tf.math.top_k(-every, every.shape[1])[0]
+        items = tf.where(items == tf.pad(items, [[0, 0], [1, 0]])[:, :-1], PAD, items)
+        fused = tf.zeros(tf.shape(items))
+        for ranks, quota in zip(self.ranks(proposals, items), self.quota.values(), strict=True):
+            share = 1 / (RRF + np.arange(1, quota + 2))  # a rank's, to the bit, in any batch
+            fused += tf.gather(tf.constant([*share[:-1], 0.0], tf.float32), tf.cast(ranks, tf.int32) - 1)
+        return items, fused
 
     def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
         """`items` and `fused` of a call: the K best."""
-        items, fused = masked_top_k(tf.where(proposals.fused > 0, proposals.fused, -np.inf), self.size)  # [B, K]
-        return tf.cast(items, tf.int32), fused
+        items, fused = self.fuse(proposals)
+        key, place = masked_top_k(tf.where(items != PAD, fused, -np.inf), self.size, first_id=0)[::-1]  # [B, K]
+        return tf.gather(items, tf.maximum(place, 0), batch_dims=1) * tf.cast(place >= 0, tf.int32), key
 
     def describe(
         self, query: RankingQuery, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """`features` and `ranks` of a call, of any item rows int32 `[B, C]`, beside the shortlist `best`."""
 
-        def of(tables: Sequence[tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-            return tf.stack([tf.gather(table, rows, batch_dims=1) for table in tables], axis=1)  # [B, S, C]
+        ranks = tf.stack(self.ranks(proposals, items), axis=1)  # [B, S, C]
+        beside = None if items is best else (best, _scores(proposals, best))
+        return self.features(query, items, _scores(proposals, items), ranks, beside), ranks
 
-        ranks, scores = of(proposals.ranks, items), of(proposals.scores, items)
-        among = None if items is best else (best, of(proposals.scores, best))
-        return self.features(query, items, scores, ranks, among), ranks
-
-    @staticmethod
-    def order(proposals: Proposals) -> tf.Tensor:
+    def order(self, proposals: Proposals) -> tf.Tensor:
         """`order` of a call."""
-        return tf.where(proposals.fused > 0, proposals.fused, _unit(proposals.scores[0]))
+        items, fused = self.fuse(proposals)
+        request = tf.broadcast_to(tf.range(tf.shape(items)[0])[:, tf.newaxis], tf.shape(items))
+        there = items != PAD
+        unit = _unit(finite(proposals.scores[0]))
+        return tf.tensor_scatter_nd_update(unit, tf.stack([request, items], axis=-1)[there], fused[there])
+
+
+def _scores(proposals: Proposals, items: tf.Tensor) -> tf.Tensor:
+    """Each source's scores of item rows `[B, C]`, `[B, S, C]`: for what it leaves out as low as its lowest."""
+    found = [tf.gather(scores, items, batch_dims=1) for scores in proposals.scores]
+    low = tf.reduce_any(tf.math.is_inf(tf.stack(found)))
+    return tf.cond(
+        low,
+        lambda: tf.stack([tf.gather(finite(scores), items, batch_dims=1) for scores in proposals.scores], axis=1),
+        lambda: tf.stack(found, axis=1),
+    )
 
 
 def among(scores: tf.Tensor, only: tf.Tensor) -> tf.Tensor:
