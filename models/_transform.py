@@ -239,5 +239,5 @@ class TransformLayers(tf.Module):
         self.item, self.user = IdLookup(item_file), IdLookup(user_file)
         self.year = Buckets(year_boundaries)
         self.time = QuantileNormalization(1, len(time_quantiles)) if time_quantiles else None
-        if self.time is not None:
+        if self.time is not None and time_quantiles:
             self.time.set_boundaries([time_quantiles])
