@@ -140,7 +140,8 @@ class Twin:
             return "+".join(self.names[s] for _, s in own) or self.names[0]
 
         last = stage.query["history"][-LENGTH:]
-        reasons = oracles.nearest_watched([i for i, _ in answer[:SIZE]], last, self.vectors["two_tower"])
+        alike = next(iter(self.vectors.values()), self.features.genres.numpy())
+        reasons = oracles.nearest_watched([i for i, _ in answer[:SIZE]], last, alike)
         return {
             "items": [self.ids[i] for i, _ in answer],
             "scores": [score for _, score in answer],
