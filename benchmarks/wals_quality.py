@@ -27,6 +27,7 @@ import numpy as np
 from _table import print_table, write_rows
 
 from shortlist.components._first_stage import retrieve
+from shortlist.components._progress import quiet
 from shortlist.components._queries import EncodedData, Queries, build_queries
 from shortlist.components.example_gen import DataConfig, ExampleGen
 from shortlist.components.metrics import bootstrap_mean, find_targets, paired_bootstrap
@@ -55,7 +56,8 @@ class Task:
         examples = pipeline.add(ExampleGen(DataConfig(source=source, **archive)))
         split = SplitConfig(strategy="strong", test=HELD_OUT, validation=HELD_OUT, rank_train=0.0, seed=a.seed)
         encoded = pipeline.add(Transform(), pipeline.add(Splitter(split), examples))
-        data = EncodedData(pipeline.run()[encoded.name])
+        with quiet():
+            data = EncodedData(pipeline.run()[encoded.step])
         self.dim, self.epochs, self.seed, self.items = a.dim, a.epochs, a.seed, data.num_items
         self.x = interaction_matrix(data.rows("train"), data.num_users, data.num_items)
         indices = np.asarray(self.x.indices)
