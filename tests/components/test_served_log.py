@@ -400,7 +400,8 @@ def test_the_page_and_the_records_say_what_the_log_adds(run: dict[str, Artifact]
     features = page.split("\n## Features of an example\n")[1].split("\n## ")[0]
     named = [line.split("`")[1] for line in features.splitlines() if line.startswith("| `")]
     added = {"history_watch_time", "impressions", "impressions_time", "user_language"}
-    assert set(named) == {"user", "history", "history_time", "exclude", "time", "k"} | added
+    always = {"user", "history", "history_time", "exclude", "include_only", "time", "k", "diversity"}
+    assert set(named) == always | {"quota_two_tower", "quota_item_knn"} | added
     assert (
         "| `user_language` | string | the user's language; an absent one is that stored of the user | absent |" in page
     )
