@@ -78,12 +78,14 @@ def folding(metrics: Mapping[str, Any]) -> str:
     found = metrics.get("folding")
     if not found:
         return ""
+    groups = found["groups"]
+    untouched = f"Untouched: the share of a list of {groups} that its user never touched."
     lying = [f"{name} {own['value']:.2f} (by chance {own['chance']:.2f})" for name, own in found["overlap"].items()]
+    if not lying:
+        return untouched
     return (
-        f"Untouched: the share of a list of {found['groups']} that its user never touched. "
-        + (f"Of the 10 items nearest to an item, the share that has none of its {found['groups']}: " if lying else "")
-        + (f"{', '.join(lying)}." if lying else "")
-    ).strip()
+        f"{untouched} Of the 10 items nearest to an item, the share that has none of its {groups}: {', '.join(lying)}."
+    )
 
 
 def orders(judged: Mapping[str, Any]) -> Rows:

@@ -130,6 +130,12 @@ class Factorized(Retriever, Protocol):
         ...
 
 
+def cell_indices(columns: tf.Tensor) -> tf.Tensor:
+    """The number of its row beside each of `columns` int32 `[B, K]`: `[B, K, 2]`, as scatters into `[B, C]` want it."""
+    row = tf.broadcast_to(tf.range(tf.shape(columns)[0])[:, tf.newaxis], tf.shape(columns))
+    return tf.stack([row, columns], axis=-1)
+
+
 def masked_top_k(
     scores: tf.Tensor, k: tf.Tensor | int, exclude: tf.Tensor | None = None, first_id: int = FIRST_ID
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, RankingQuery
+from shortlist.models._base import FIRST_ID, RankingQuery, cell_indices
 
 DAY = 86_400.0
 NEVER = 1e9
@@ -138,15 +138,13 @@ class ColumnFeatures(tf.Module):
             held = tf.reduce_sum(tf.gather(self.genres, others) * counted[..., tf.newaxis], axis=1)  # [B, G]
             return tf.linalg.matvec(tf.gather(self.genres, items), held)
         theirs, own = (tf.gather(self.rows[name], rows) for rows in (others, items))
-        request = tf.broadcast_to(tf.range(tf.shape(theirs)[0])[:, tf.newaxis], tf.shape(theirs))
         held = tf.zeros([tf.shape(theirs)[0], self.values[name]])  # [B, V]
-        held = tf.tensor_scatter_nd_add(held, tf.stack([request, theirs], axis=-1), counted)
+        held = tf.tensor_scatter_nd_add(held, cell_indices(theirs), counted)
         return tf.gather(held, own, batch_dims=1) * tf.cast(own >= FIRST_ID, tf.float32)
 
     def _ignored(self, query: RankingQuery, items: tf.Tensor, ignored: tf.Tensor) -> list[tf.Tensor]:
         passed = query["impressions"]
-        request = tf.broadcast_to(tf.range(tf.shape(passed)[0])[:, tf.newaxis], tf.shape(passed))
-        where = tf.stack([request, passed], axis=-1)  # [B, M, 2]
+        where = cell_indices(passed)  # [B, M, 2]
         size = [tf.shape(passed)[0], tf.shape(self.genres)[0]]
         counts = tf.zeros(size)  # [B, I]
         counts = tf.gather(tf.tensor_scatter_nd_add(counts, where, ignored), items, batch_dims=1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import FIRST_ID, PAD, Query, RankingQuery, masked_top_k, query_spec
+from shortlist.models._base import FIRST_ID, PAD, Query, RankingQuery, cell_indices, masked_top_k, query_spec
 from shortlist.models._nested import finite
 from shortlist.models._ranking_features import RankingFeatures
 
@@ -135,8 +135,8 @@ class Shortlist(tf.Module):
     def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
         """`items` and `fused` of a call: the K best."""
         items, fused = self.fuse(proposals)
-        key, place = masked_top_k(tf.where(items != PAD, fused, -np.inf), self.size, first_id=0)[::-1]  # [B, K]
-        return tf.gather(items, tf.maximum(place, 0), batch_dims=1) * tf.cast(place >= 0, tf.int32), key
+        place, best = masked_top_k(tf.where(items != PAD, fused, -np.inf), self.size, first_id=0)  # [B, K]
+        return tf.gather(items, tf.maximum(place, 0), batch_dims=1) * tf.cast(place >= 0, tf.int32), best
 
     def describe(
         self, query: RankingQuery, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
@@ -150,10 +150,9 @@ class Shortlist(tf.Module):
     def order(self, proposals: Proposals) -> tf.Tensor:
         """`order` of a call."""
         items, fused = self.fuse(proposals)
-        request = tf.broadcast_to(tf.range(tf.shape(items)[0])[:, tf.newaxis], tf.shape(items))
         there = items != PAD
         unit = _unit(finite(proposals.scores[0]))
-        return tf.tensor_scatter_nd_update(unit, tf.stack([request, items], axis=-1)[there], fused[there])
+        return tf.tensor_scatter_nd_update(unit, cell_indices(items)[there], fused[there])
 
 
 def _scores(proposals: Proposals, items: tf.Tensor) -> tf.Tensor:
@@ -174,9 +173,8 @@ def among(scores: tf.Tensor, only: tf.Tensor) -> tf.Tensor:
     """
 
     def cut() -> tf.Tensor:
-        request = tf.broadcast_to(tf.range(tf.shape(only)[0])[:, tf.newaxis], tf.shape(only))
         listed = tf.zeros(tf.shape(scores), tf.bool)
-        listed = tf.tensor_scatter_nd_update(listed, tf.stack([request, only], -1), tf.ones(tf.shape(only), tf.bool))
+        listed = tf.tensor_scatter_nd_update(listed, cell_indices(only), tf.ones(tf.shape(only), tf.bool))
         free = tf.reduce_all(only == PAD, axis=1, keepdims=True)
         return tf.where(listed | free, scores, -np.inf)
 

@@ -112,10 +112,8 @@ class SplitItems(tf.keras.Model):
         self.base, self.contexts = base, checked_contexts(contexts)
         self.model = restored("base", base)
         self.model.trainable = True
-        self.num_users, self.num_items = (
-            require_integer("num_users", num_users),
-            require_integer("num_items", num_items),
-        )
+        self.num_users = require_integer("num_users", num_users)
+        self.num_items = require_integer("num_items", num_items)
         for side, rows in (("user", self.num_users), ("item", self.num_items)):
             own = getattr(self.model, f"num_{side}s", 0)
             require(own >= rows, f"`base` must have a row for each {side}.", **{f"num_{side}s": rows, "base": own})

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from shortlist.models._base import FIRST_ID, Factorized, Query, constructor_arguments, register
+from shortlist.models._base import FIRST_ID, Factorized, Query, cell_indices, constructor_arguments, register
 from shortlist.models._checks import require, require_integer
 from shortlist.models._nested import copy_weights, finite, restored
 
@@ -151,9 +151,7 @@ class Hybrid(tfrs.Model):
         """The mean loss of a batch: a `Query` with `targets` int32 `[B, T]`, what was watched next, at least one a
         row, and `exclude` int32 `[B, E]`, what was seen before; 0 pads both."""
         scores, targets, exclude = self.score_items(inputs, training), inputs["targets"], inputs["exclude"]
-        rows = tf.broadcast_to(tf.range(tf.shape(exclude)[0])[:, tf.newaxis], tf.shape(exclude))
-        where = tf.stack([rows, exclude], axis=-1)
-        scores = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(exclude), NEVER))
+        scores = tf.tensor_scatter_nd_update(scores, cell_indices(exclude), tf.fill(tf.shape(exclude), NEVER))
         reserved = tf.range(self.num_items) < FIRST_ID
         log_p = tf.nn.log_softmax(tf.where(reserved, NEVER, scores))
         there = tf.cast(targets >= FIRST_ID, tf.float32)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from shortlist.models._base import Query, constructor_arguments, masked_top_k, register
+from shortlist.models._base import Query, cell_indices, constructor_arguments, masked_top_k, register
 from shortlist.models._checks import require_integer
 from shortlist.models._nested import copy_weights, restored
 from shortlist.models._post_filter import PostFilter
@@ -89,10 +89,8 @@ class PostFiltered(tf.keras.Model):
         scores = self.model.score_items(query)
         items, best = masked_top_k(scores, self.candidates, query["history"])  # [B, N]
         items, best = self.layer(query, items, best)
-        row = tf.broadcast_to(tf.range(tf.shape(items)[0])[:, tf.newaxis], tf.shape(items))
         there = items > 0
-        where = tf.stack([row[there], items[there]], axis=1)
-        return tf.tensor_scatter_nd_update(tf.fill(tf.shape(scores), -np.inf), where, best[there])
+        return tf.tensor_scatter_nd_update(tf.fill(tf.shape(scores), -np.inf), cell_indices(items)[there], best[there])
 
     def call(self, inputs: Query) -> tf.Tensor:
         return self.score_items(inputs)

@@ -17,7 +17,7 @@ from shortlist.components._progress import progress
 from shortlist.components._queries import NO_TIME, EncodedData, Queries, build_queries
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
-from shortlist.models._base import Factorized, query_spec
+from shortlist.models._base import FIRST_ID, Factorized, query_spec
 
 
 class TrainerConfig(Config):
@@ -112,9 +112,14 @@ def start_of(inputs: Mapping[str, Any]) -> tuple[Any, int]:
     return tf.keras.models.load_model(str(start / "model.keras")), start.read_json("model.json")["config"]["epochs"]
 
 
+def known_positives(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether a row is a positive of a known user and a known item, bool `[N]`."""
+    return rows["positive"] & (rows["item"] >= FIRST_ID) & (rows["user"] >= FIRST_ID)
+
+
 def interaction_matrix(rows: Mapping[str, np.ndarray], num_users: int, num_items: int) -> tf.SparseTensor:
     """The positives as a matrix of ones `[U, I]`; repeated watches are one cell, unknown ids none."""
-    keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2)
+    keep = known_positives(rows)
     cells = np.unique(np.stack([rows["user"][keep], rows["item"][keep]], axis=1).astype(np.int64), axis=0)
     return tf.SparseTensor(cells, np.ones(len(cells), np.float32), [num_users, num_items])
 

@@ -33,6 +33,11 @@ class Ratings:
         return replace(self, **{name: getattr(self, name)[keep] for name in ("user", "item", "conditions", "rating")})
 
 
+def by_dimension(contexts: Mapping[str, int], conditions: np.ndarray) -> dict[str, np.ndarray]:
+    """Conditions `[N, C]` as the columns of a query."""
+    return {f"context_{name}": conditions[:, j] for j, name in enumerate(contexts)}
+
+
 class Method:
     """A method is fitted with settings drawn from its space, as often as wanted. Abstract."""
 
@@ -129,8 +134,7 @@ class Factorization(Method):
         self.range = float(train.rating.min()), float(train.rating.max())
 
     def _inputs(self, of: Ratings) -> dict[str, np.ndarray]:
-        context = {f"context_{name}": of.conditions[:, j] for j, name in enumerate(of.contexts)}
-        used = context if self.model.contexts else {}
+        used = by_dimension(of.contexts, of.conditions) if self.model.contexts else {}
         return {name: values.astype(np.int32) for name, values in ({"user": of.user, "item": of.item} | used).items()}
 
     def predict(self, of: Ratings) -> np.ndarray:
@@ -138,8 +142,8 @@ class Factorization(Method):
         return self.model.predict_rating(inputs, clip=self.range).numpy()
 
     def scores(self, user: np.ndarray, conditions: np.ndarray, items: int) -> np.ndarray:
-        context = {f"context_{name}": conditions[:, j] for j, name in enumerate(self.data.contexts)}
-        query = {name: tf.constant(values, tf.int32) for name, values in {"user": user, **context}.items()}
+        query = {"user": user, **by_dimension(self.data.contexts, conditions)}
+        query = {name: tf.constant(values, tf.int32) for name, values in query.items()}
         return self.model.score_items(query).numpy()[:, :items]
 
 
@@ -148,7 +152,7 @@ class SplitFactorization(Factorization):
 
     def __init__(self, data: Ratings, side: str, **arguments: Any):
         super().__init__(data, halves=2, **arguments)
-        self.sides = ("item", "user") if side == "both" else (side,)
+        self.sides = SplitByContextConfig(side=side).sides
 
     def draw(self, rng: np.random.Generator) -> Settings:
         return {
@@ -202,16 +206,15 @@ class PostFiltered(Method):
         liked = train.rows(train.rating >= self.threshold)
         data = self.base.data
         self.layer = PostFilter(data.users, data.items + 1, data.items, data.contexts)
-        watched = {"user": liked.user, "item": liked.item + 1}
-        watched |= {f"context_{name}": liked.conditions[:, j] for j, name in enumerate(data.contexts)}
+        watched = {"user": liked.user, "item": liked.item + 1, **by_dimension(data.contexts, liked.conditions)}
         self.layer.adapt(watched, np.eye(data.items + 1, data.items, k=-1))  # each item is an attribute of its own
 
     def predict(self, of: Ratings) -> np.ndarray:
         return self.base.predict(of)
 
     def scores(self, user: np.ndarray, conditions: np.ndarray, items: int) -> np.ndarray:
-        context = {f"context_{name}": conditions[:, j] for j, name in enumerate(self.base.data.contexts)}
-        query = {name: tf.constant(values, tf.int32) for name, values in {"user": user, **context}.items()}
+        query = {"user": user, **by_dimension(self.base.data.contexts, conditions)}
+        query = {name: tf.constant(values, tf.int32) for name, values in query.items()}
         every = tf.tile(tf.range(1, items + 1)[tf.newaxis], [len(user), 1])
         ranked, scores = self.layer(query, every, tf.constant(self.base.scores(user, conditions, items)))
         found = np.empty((len(user), items), np.float32)

@@ -13,7 +13,7 @@ from shortlist.components.artifacts import Artifact
 from shortlist.models._base import FIRST_ID
 from shortlist.models._nested import described
 from shortlist.models.post_filter import PostFiltered
-from shortlist.trainers._common import TrainerConfig, bases, contexts_of, load, prepare, save, serving
+from shortlist.trainers._common import TrainerConfig, bases, contexts_of, known_positives, load, prepare, save, serving
 
 MOST = 2000
 """Items past which each can't be an attribute of its own."""
@@ -50,7 +50,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
             "Received: none."
         )
     ((_, base),) = bases(inputs).items()
-    keep = rows["positive"] & (rows["item"] >= FIRST_ID) & (rows["user"] >= FIRST_ID)
+    keep = known_positives(rows)
     watched = {name: rows[name][keep] for name in ("user", "item", *data.contexts)}
     settings = {name: getattr(config, name) for name in ("candidates", "mode", "smoothing", "threshold")}
     sizes = data.num_users, data.num_items, attributes.shape[1]

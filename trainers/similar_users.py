@@ -10,7 +10,7 @@ from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
 from shortlist.models._nested import described
 from shortlist.models.similar_users import SimilarUsers
-from shortlist.trainers._common import TrainerConfig, bases, load, prepare, save, serving, with_vectors
+from shortlist.trainers._common import TrainerConfig, bases, known_positives, load, prepare, save, serving, with_vectors
 
 BATCH, MOST = 64, 2000
 """Users described at a time, and the last of their events that this looks at."""
@@ -46,7 +46,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
 
 def _queries(data: EncodedData, rows: Rows) -> Iterator[dict[str, np.ndarray]]:
     """Batches of one query a user, of the time just after the last event, which says what that event's did."""
-    keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2) & (rows["timestamp"] < NO_TIME)
+    keep = known_positives(rows) & (rows["timestamp"] < NO_TIME)
     kept = np.flatnonzero(keep)
     user, item, time = (rows[name][kept] for name in ("user", "item", "timestamp"))
     change = np.flatnonzero(np.concatenate([[True], user[1:] != user[:-1], [True]]))  # rows are sorted by user

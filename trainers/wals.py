@@ -18,6 +18,7 @@ from shortlist.trainers._common import (
     EpochsConfig,
     callbacks,
     interaction_matrix,
+    known_positives,
     load,
     prepare,
     save,
@@ -57,7 +58,7 @@ ARGUMENTS = (
 
 def confidences(config: Config, x: tf.SparseTensor, rows: Mapping[str, np.ndarray], r: np.ndarray) -> tf.SparseTensor:
     """The confidences of x, `interaction_matrix` of `rows`, whose watch times or ratings are r `[N]`."""
-    keep = rows["positive"] & (rows["item"] >= 2) & (rows["user"] >= 2)
+    keep = known_positives(rows)
     columns = x.shape[1]
     cells = np.asarray(x.indices) @ [columns, 1]
     place = np.searchsorted(cells, rows["user"][keep].astype(np.int64) * columns + rows["item"][keep])
