@@ -1,9 +1,7 @@
 """What the benchmarks that train two-towers do alike: the encoded data, a fitted model, its figures by user."""
 
-import argparse
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import tensorflow as tf
-from _table import print_table, write_rows
 
-from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import quiet
@@ -31,10 +27,10 @@ CUTOFFS = (10, 100)
 FURTHER = ("recall@10", "ndcg@10", "difference", "users")
 
 
-def encoded(source: str, archive: Path | None, workdir: Path) -> EncodedData:
-    """The data of `source`, split and encoded by the shipped pipeline."""
+def encoded(source: str, archive: Path | None, workdir: Path, **changes: Any) -> EncodedData:
+    """The data of `source`, split and encoded by the shipped pipeline, but for the changes of its settings."""
     name = re.sub(r"[^A-Za-z0-9._]+", "-", source.removeprefix("tfds:"))
-    given = {"data.source": source, "workdir": str(workdir / name)}
+    given = {"data.source": source, "workdir": str(workdir / name), **changes}
     given |= {"data.archive_dir": str(archive)} if archive and source.startswith("tfds:") else {}
     with quiet():
         return EncodedData(retrieval_only(load_config(None, given)).run(until=["Transform"])["Transform"])
@@ -61,11 +57,13 @@ def fit(model: TwoTower, config: two_tower.Config, examples: NextItemExamples) -
     model.fit(batches, epochs=config.epochs, steps_per_epoch=steps, verbose=0)
 
 
-def figures(score: Callable[..., Any], queries: Queries) -> dict[str, np.ndarray]:
-    """Recall and NDCG of every user over the full catalogue, what was seen removed."""
+def figures(
+    score: Callable[..., Any], queries: Queries, cutoffs: tuple[int, ...] = CUTOFFS, name: str = "model"
+) -> dict[str, np.ndarray]:
+    """The metrics of every user over the full catalogue, what was seen removed."""
     with quiet():
-        ranked = retrieve(score, queries, max(CUTOFFS), "model")
-    return find_targets(ranked, queries.targets.offsets, queries.targets.values).metrics(CUTOFFS)
+        ranked = retrieve(score, queries, max(cutoffs), name)
+    return find_targets(ranked, queries.targets.offsets, queries.targets.values).metrics(cutoffs)
 
 
 def mean_over(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -101,19 +99,3 @@ def paired_row(case: str, ours: dict[str, np.ndarray], peer: dict[str, np.ndarra
         "difference": f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]",
         "users": int((~np.isnan(ours["recall@100"])).sum()),
     }
-
-
-def tell(a: argparse.Namespace, of_source: Callable[[str, argparse.Namespace], list[dict[str, Any]]], text: str) -> int:
-    """Prints the rows of each source, `text` above them, and writes them down; the exit code."""
-    rows: list[dict[str, Any]] = []
-    try:
-        for source in a.data:
-            rows += of_source(source, a)
-    except ShortlistError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\n{text}\n")
-    print_table(rows, FURTHER)
-    return 0 if all(row["ok"] for row in rows) else 1

@@ -4,22 +4,36 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from shortlist import ShortlistError
 
 KEYS = ("case", "ours", "peer", "ratio", "bar", "ok")  # of a row in the JSON file
 
 
-def parser_of(text: str | None, quick: Mapping[str, Any], data: Sequence[str], workdir: str) -> argparse.ArgumentParser:
-    """The arguments of a benchmark that compares by user, on sources of data."""
+def plain_parser(text: str | None, quick: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """The arguments of every benchmark."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {quick}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    return parser
+
+
+def parser_of(text: str | None, quick: Mapping[str, Any], data: Sequence[str], workdir: str) -> argparse.ArgumentParser:
+    """The arguments of a benchmark that compares by user, on sources of data."""
+    parser = plain_parser(text, quick)
     parser.add_argument("--data", nargs="+", default=list(data), metavar="SOURCE", help=f"({' '.join(data)})")
     parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
     parser.add_argument("--workdir", type=Path, default=Path(workdir), help=f"({workdir})")
     return parser
+
+
+def add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, int, str]) -> None:
+    """Whole numbers: the name, the default, and what it is."""
+    for name, value, text in numbers:
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str], quick: Mapping[str, Any]) -> argparse.Namespace:
@@ -53,3 +67,24 @@ def print_table(rows: Sequence[dict[str, Any]], further: Sequence[str]) -> None:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def tell(
+    a: argparse.Namespace,
+    of_source: Callable[[str, argparse.Namespace], Sequence[dict[str, Any]]],
+    text: str,
+    further: Sequence[str],
+) -> int:
+    """Prints the rows of each source, `text` above them, and writes them down as they come; the exit code."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for source in a.data:
+            rows += of_source(source, a)
+            if a.json:
+                write_rows(a.json, rows)
+    except ShortlistError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{text}\n")
+    print_table(rows, further)
+    return 0 if all(row["ok"] for row in rows) else 1

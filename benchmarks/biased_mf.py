@@ -23,9 +23,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("TQDM_DISABLE", "1")  # myFM's bar, one a fit
 
 import numpy as np
-from _table import parsed, parser_of, print_table, write_rows
+from _table import add_numbers, parsed, parser_of, tell
 
-from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.components._tables import INTERACTIONS, conform
 from shortlist.components.context import row_numbers
@@ -167,34 +166,27 @@ def rmse(predicted: np.ndarray, rating: np.ndarray) -> float:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, QUICK, ["demo", "tfds:movielens/latest-small"], "runs/biased_mf")
-    for name, value, text in (
+    add_numbers(
+        parser,
         ("trials", 8, "settings that each tries"),
         ("folds", 5, "of the ratings"),
         ("myfm-samples", 200, "iterations of myFM's sampler"),
         ("seed", 0, "of folds, trials and models"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+    )
     return parsed(parser, argv, QUICK)
 
 
 def main(argv: list[str]) -> int:
-    a = parse_arguments(argv)
-    rows: list[dict[str, Any]] = []
+    def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+        archive = a.archive_dir if source.startswith("tfds:") else None
+        return compare(source, loaded(source, archive, a.workdir), a)
+
+    text = "difference: ours less the peer's, with its 95 % interval over users"
     try:
-        for source in a.data:
-            archive = a.archive_dir if source.startswith("tfds:") else None
-            rows += compare(source, loaded(source, archive, a.workdir), a)
-    except ShortlistError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+        return tell(parse_arguments(argv), of_source, text, ["difference", "users"])
     except ModuleNotFoundError as error:
         print(f'Error: pip install scikit-surprise myfm "setuptools<81": {error}.', file=sys.stderr)
         return 2
-    if a.json:
-        write_rows(a.json, rows)
-    print("\ndifference: ours less the peer's, with its 95 % interval over users\n")
-    print_table(rows, ["difference", "users"])
-    return 0 if all(row["ok"] for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
-from _table import parsed, parser_of, print_table, write_rows
+from _retrieval import encoded
+from _table import parsed, parser_of, tell
 
-from shortlist import ShortlistError
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import quiet
 from shortlist.components._queries import EncodedData, Queries, build_queries
@@ -36,7 +36,7 @@ from shortlist.components.metrics import bootstrap_means, ranking_metrics
 from shortlist.models._content import weighted_content
 from shortlist.models.content_based import ContentBased
 from shortlist.trainers import content_based, two_tower
-from shortlist.trainers.two_stage import defaults, load_config, two_stage
+from shortlist.trainers.two_stage import defaults
 
 K, COLD, LEAST = 100, 7, 3
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -45,13 +45,6 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "two_tower": (two_tower, {"id_dropout": 0.5, "title": True}),
 }
 QUICK = {"seeds": [0], "models": ["profile"]}
-
-
-def encode(source: str, archive: Path | None, folder: Path) -> Encoded:
-    given = {"data.source": source, "workdir": str(folder), **({"data.archive_dir": str(archive)} if archive else {})}
-    with quiet():
-        done = two_stage(load_config(None, given)).run(until=["Transform"])
-    return done["Transform"]
 
 
 def without(encoded: Encoded, cold: np.ndarray, folder: Path) -> EncodedData:
@@ -80,14 +73,13 @@ def recall(score: Any, queries: Queries, cold: np.ndarray) -> np.ndarray:
     return ranking_metrics(ranked, offsets, queries.targets.values[keep], (K,))[f"recall@{K}"]
 
 
-def of_seed(encoded: Encoded, seed: int, models: list[str], folder: Path) -> dict[str, np.ndarray]:
+def of_seed(data: EncodedData, seed: int, models: list[str], folder: Path) -> dict[str, np.ndarray]:
     """The figure of every user."""
-    data = EncodedData(encoded)
     often = np.flatnonzero(np.bincount(data.rows("train")["item"], minlength=data.num_items) >= LEAST)
     often = often[often >= 2]
     cold = np.zeros(data.num_items, bool)
     cold[np.random.default_rng(seed).choice(often, len(often) // COLD, replace=False)] = True
-    data = without(encoded, cold, folder / "encoded")
+    data = without(data.artifact, cold, folder / "encoded")
     queries = build_queries(data, "test", of_all=True)
     found = {"genres": recall(by_genre(data).score_items, queries, cold)}
     left = data.num_items - 2 - np.diff(queries.seen.offsets)
@@ -128,6 +120,13 @@ def mean_of_seeds(values: list[np.ndarray]) -> np.ndarray:
     return np.divide(np.nansum(table, axis=0), count, out=np.full(table.shape[1], np.nan), where=count > 0)
 
 
+def on_data(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    data = encoded(source, a.archive_dir, a.workdir)
+    found = [of_seed(data, seed, a.models, a.workdir / "cold") for seed in a.seeds]
+    figures = {name: mean_of_seeds([seed[name] for seed in found]) for name in found[0]}
+    return [row(source, name, peer, figures[name], figures[peer]) for name in a.models for peer in ("random", "genres")]
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, QUICK, ["demo"], "runs/cold_items")
     names = list(MODELS)
@@ -137,24 +136,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    a = parse(argv)
-    rows = []
-    try:
-        for source in a.data:
-            folder = a.workdir / source.replace(":", "-").replace("/", "-")
-            encoded = encode(source, a.archive_dir if source.startswith("tfds:") else None, folder)
-            found = [of_seed(encoded, seed, a.models, folder / "cold") for seed in a.seeds]
-            figures = {name: mean_of_seeds([seed[name] for seed in found]) for name in found[0]}
-            for name in a.models:
-                rows += [row(source, name, peer, figures[name], figures[peer]) for peer in ("random", "genres")]
-    except ShortlistError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\nRecall@{K} of cold items on test; difference: paired, with its 95 % interval over users.\n")
-    print_table(rows, ["difference", "users"])
-    return 0 if all(r["ok"] for r in rows) else 1
+    text = f"Recall@{K} of cold items on test; difference: paired, with its 95 % interval over users."
+    return tell(parse(argv), on_data, text, ["difference", "users"])
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import parsed, print_table, write_rows
+from _table import add_numbers, parsed, plain_parser, tell
 
-from shortlist import ShortlistError
 from shortlist.components._config import parse
 from shortlist.trainers.context_experiment import ContextExperiment, run_experiment
 
@@ -74,15 +73,12 @@ def rows_of(name: str, shared: Path, settings: dict[str, Any], workdir: Path) ->
 
 
 def arguments_of(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser = plain_parser(__doc__, QUICK)
     parser.add_argument("--data", nargs="+", choices=SETS, default=list(SETS), help=f"({' '.join(SETS)})")
     shared = Path(__file__).resolve().parents[2] / "shared" / "data"
     parser.add_argument("--shared", type=Path, default=shared, metavar="DIR", help="holds depaulmovie/ and sts/")
     parser.add_argument("--workdir", type=Path, default=Path("runs/context"), help="(runs/context)")
-    for name, value, text in (("trials", 12, "settings that a method tries"), ("inner-folds", 3, "to choose them")):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value})")
+    add_numbers(parser, ("trials", 12, "settings that a method tries"), ("inner-folds", 3, "to choose them"))
     parser.add_argument("--fold-seeds", nargs="+", type=int, default=[0, 1, 2], help="(0 1 2)")
     return parsed(parser, argv, QUICK)
 
@@ -90,17 +86,8 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     a = arguments_of(argv)
     settings = {name: getattr(a, name) for name in ("fold_seeds", "trials", "inner_folds")}
-    rows: list[dict[str, Any]] = []
-    try:
-        for name in a.data:
-            rows += rows_of(name, a.shared, settings, a.workdir)
-    except ShortlistError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    if a.json:
-        write_rows(a.json, rows)
-    print_table(rows, ("mae", "ndcg@10"))
-    return 0 if all(row["ok"] for row in rows) else 1
+    text = f"ours: RMSE, peer: the reference; {a.trials} trials each, fold seeds {a.fold_seeds}."
+    return tell(a, lambda name, a: rows_of(name, a.shared, settings, a.workdir), text, ("mae", "ndcg@10"))
 
 
 if __name__ == "__main__":

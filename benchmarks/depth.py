@@ -16,8 +16,8 @@ import argparse
 import sys
 from typing import Any
 
-from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, settings, tell
-from _table import parsed, parser_of
+from _retrieval import FURTHER, encoded, figures, fit, fitted, mean_over, paired_row, settings
+from _table import parsed, parser_of, tell
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
 import numpy as np  # isort: skip
@@ -121,6 +121,7 @@ def main(argv: list[str]) -> int:
         lambda source, a: on_planted(a) if source == "planted" else on_data(source, a),
         f"ours: the variant, peer: no hidden layer. Recall@100 on {a.split}, or hits in 10; mean of seeds {a.seeds}.\n"
         "difference: paired, with its 95 % interval over users.",
+        FURTHER,
     )
 
 

@@ -28,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import memory_of, parsed
+from _table import add_numbers, memory_of, parsed, plain_parser
 
 FIRST = 2  # rows 0 and 1 of a table of items are reserved
 QUICK = {"users": 4000, "items": 20_000, "tfrs_queries": 1024}
@@ -209,10 +209,9 @@ def show(found: list[dict[str, Any]], threads: int) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
-    for name, value, text in (
+    parser = plain_parser(__doc__, QUICK)
+    add_numbers(
+        parser,
         ("users", 50_000, "users, each a query"),
         ("items", 50_000, "items of the catalogue"),
         ("dim", 64, "D, length of the vectors"),
@@ -222,8 +221,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("threads", 2, "of each system"),
         ("rounds", 5, "how often each is measured"),
         ("tfrs-queries", 5120, "queries that TFRS is measured on, of users × positives"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    )
     parser.add_argument("--memory", choices=("ours", "implicit", "tfrs"), help=argparse.SUPPRESS)
     arguments = parsed(parser, argv, QUICK)
     for name in ("users", "items", "dim", "positives", "k", "threads", "rounds", "tfrs_queries"):

@@ -18,8 +18,8 @@ import argparse
 import sys
 from typing import Any
 
-from _retrieval import encoded, figures, fit, fitted, mean_over, paired_row, settings, tell
-from _table import parsed, parser_of
+from _retrieval import FURTHER, encoded, figures, fit, fitted, mean_over, paired_row, settings
+from _table import parsed, parser_of, tell
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
 import numpy as np  # isort: skip
@@ -166,6 +166,7 @@ def main(argv: list[str]) -> int:
         lambda source, a: on_blocks(a) if source == "blocks" else on_data(source, a),
         f"ours: the variant, peer: the shipped setting (or WALS). Recall@100 on {a.split}, mean of seeds {a.seeds};\n"
         "difference: paired, with its 95 % interval over users. blocks: share of foreign items, peer: at random.",
+        FURTHER,
     )
 
 

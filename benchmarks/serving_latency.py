@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import parsed, print_table, write_rows
+from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
 QUICK = {"items": [10_000], "batch": [1, 8], "calls": 20, "requests": 300}
 BAR, MEMORY_BAR = 1.3, 20.0
@@ -170,22 +170,20 @@ def memory(task: Task, requests: int) -> dict[str, Any]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser = plain_parser(__doc__, QUICK)
     for name, values, text in (
         ("items", [10_000, 100_000, 1_000_000], "N, items of the catalogue"),
         ("batch", [1, 8, 64], "B, requests in a call"),
     ):
         parser.add_argument(f"--{name}", type=int, nargs="+", default=values, help=f"{text} ({values})")
-    for name, value, text in (
+    add_numbers(
+        parser,
         ("dim", 64, "D, length of the vectors"),
         ("candidates", 200, "of each source"),
         ("calls", 100, "timed calls"),
         ("requests", 10_000, "calls over which memory is looked at"),
         ("threads", 2, "of TensorFlow"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    )
     arguments = parsed(parser, argv, QUICK)
     for name in ("dim", "candidates", "calls", "requests", "threads"):
         if getattr(arguments, name) < 1:

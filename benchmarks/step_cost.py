@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -25,7 +24,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import tensorflow as tf
-from _table import parsed, print_table, write_rows
+from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
 from shortlist.components._examples import NextItemExamples
 from shortlist.models.two_tower import TwoTower
@@ -107,18 +106,15 @@ def measure(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = list(MODELS)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser, names = plain_parser(__doc__, QUICK), list(MODELS)
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
-    for name, value, text in (
+    add_numbers(
+        parser,
         ("large", 1_000_000, "rows of every table"),
         ("small", 10_000, "rows to compare with"),
         ("steps", 50, "timed a round"),
         ("rounds", 9, "how often each is timed"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    )
     arguments = parsed(parser, argv, QUICK)
     if min(arguments.small, arguments.large) < 10_000:
         parser.error("--small and --large must be at least 10,000.")

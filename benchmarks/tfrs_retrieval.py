@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from _retrieval import FURTHER, encoded, figures, mean_over, paired_row, settings, tell
-from _table import parsed, parser_of
+from _retrieval import FURTHER, encoded, figures, mean_over, paired_row, settings
+from _table import add_numbers, parsed, parser_of, tell
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
 import numpy as np  # isort: skip
@@ -195,13 +195,13 @@ def compare(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = parser_of(__doc__, QUICK, ["demo"], "runs/tfrs_retrieval")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="(0 1 2 3 4)")
-    for name, value, text in (
+    add_numbers(
+        parser,
         ("trials", 10, "of each model's tuning"),
         ("epochs", 20, "of each training"),
         ("batch", 8192, "examples, as in the tutorial"),
         ("rounds", 5, "how often each is timed"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    )
     return parsed(parser, argv, QUICK)
 
 
@@ -212,6 +212,7 @@ def main(argv: list[str]) -> int:
         compare,
         "ours: the two-tower, peer: the tutorial's model. difference: paired, with its 95 % interval over users.\n"
         f"Batches of {a.batch:,}, {a.epochs} epochs, {a.trials} trials each; mean of the seeds {a.seeds}.",
+        FURTHER,
     )
 
 

@@ -12,10 +12,8 @@ for implicit alone, is the lowest ratio whose interval still reaches 1.
 import argparse
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -24,20 +22,16 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as implicit asks for
 
 import numpy as np
-from _table import print_table, write_rows
+from _retrieval import encoded, figures
+from _table import add_numbers, parsed, parser_of, tell
 
-from shortlist.components._first_stage import retrieve
-from shortlist.components._progress import quiet
-from shortlist.components._queries import EncodedData, Queries, build_queries
-from shortlist.components.example_gen import DataConfig, ExampleGen
-from shortlist.components.metrics import bootstrap_mean, find_targets, paired_bootstrap
-from shortlist.components.pipeline import Pipeline
-from shortlist.components.splitter import SplitConfig, Splitter
-from shortlist.components.transform import Transform
+from shortlist.components._queries import build_queries
+from shortlist.components.metrics import bootstrap_mean, paired_bootstrap
+from shortlist.trainers._common import interaction_matrix
 
 CUTOFFS, METRICS = (20, 50, 100), ("recall@20", "recall@50", "ndcg@100")
 HELD_OUT = 0.2  # of the users, for validation and for test each
-QUICK = {"data": ["demo"], "trials": 3, "dim": 32, "epochs": 5}
+QUICK = {"trials": 3, "dim": 32, "epochs": 5}
 
 Scorer = Callable[[dict[str, Any]], Any]
 Range = tuple[float, float]
@@ -46,18 +40,11 @@ Range = tuple[float, float]
 class Task:
     """The data, and each system as a function from settings to one that scores queries."""
 
-    def __init__(self, a: argparse.Namespace, source: str, folder: Path):
+    def __init__(self, a: argparse.Namespace, source: str):
         from scipy.sparse import csr_matrix
 
-        from shortlist.trainers._common import interaction_matrix
-
-        pipeline = Pipeline(folder)
-        archive = {"archive_dir": a.archive_dir} if source.startswith("tfds:") else {}
-        examples = pipeline.add(ExampleGen(DataConfig(source=source, **archive)))
-        split = SplitConfig(strategy="strong", test=HELD_OUT, validation=HELD_OUT, rank_train=0.0, seed=a.seed)
-        encoded = pipeline.add(Transform(), pipeline.add(Splitter(split), examples))
-        with quiet():
-            data = EncodedData(pipeline.run()[encoded.step])
+        split = {"strategy": "strong", "test": HELD_OUT, "validation": HELD_OUT, "rank_train": 0.0, "seed": a.seed}
+        data = encoded(source, a.archive_dir, a.workdir, **{f"split.{name}": value for name, value in split.items()})
         self.dim, self.epochs, self.seed, self.items = a.dim, a.epochs, a.seed, data.num_items
         self.x = interaction_matrix(data.rows("train"), data.num_users, data.num_items)
         indices = np.asarray(self.x.indices)
@@ -130,27 +117,22 @@ def drawn(space: dict[str, Range | list[float]], rng: np.random.Generator) -> di
     return found
 
 
-def judged(score: Scorer, queries: Queries, name: str) -> dict[str, np.ndarray]:
-    """Each metric, one value a user."""
-    ranked = retrieve(score, queries, max(CUTOFFS), name)
-    return find_targets(ranked, queries.targets.offsets, queries.targets.values).metrics(CUTOFFS)
-
-
 def tuned(task: Task, name: str, trials: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The metrics on `test` of the settings that are best on `validation`, and these."""
     rng, best, chosen, found = np.random.default_rng(0), -1.0, None, {}
     for _ in range(trials if SPACES[name] else 1):
         settings = drawn(SPACES[name], rng)
         score = getattr(task, name)(**settings)
-        value = float(np.nanmean(judged(score, task.queries["validation"], name)[METRICS[-1]]))
+        value = float(np.nanmean(figures(score, task.queries["validation"], CUTOFFS, name)[METRICS[-1]]))
         if value > best:
             best, chosen, found = value, score, settings
     assert chosen is not None
-    return judged(chosen, task.queries["test"], name), found
+    return figures(chosen, task.queries["test"], CUTOFFS, name), found
 
 
-def compared(source: str, task: Task, trials: int) -> list[dict[str, Any]]:
-    results = {name: tuned(task, name, trials) for name in SPACES}
+def compared(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    task = Task(a, source)
+    results = {name: tuned(task, name, a.trials) for name in SPACES}
     rows = []
     for metric in METRICS:
         ours = results["ours"][0][metric]
@@ -180,34 +162,25 @@ def compared(source: str, task: Task, trials: int) -> list[dict[str, Any]]:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"a small task, within a minute: {QUICK}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
-    parser.add_argument("--data", nargs="+", default=["demo"], metavar="SOURCE", help="demo tfds:movielens/…")
-    parser.add_argument("--archive-dir", type=Path, metavar="DIR", help="holds the official archive of a tfds: set")
-    parser.add_argument("--trials", type=int, default=30, help="of each system (30)")
-    parser.add_argument("--dim", type=int, default=64, help="D of the factorizations (64)")
-    parser.add_argument("--epochs", type=int, default=12, help="of the factorizations (12)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the held-out users and the starts (0)")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        vars(arguments).update(QUICK)
-    if min(arguments.trials, arguments.dim, arguments.epochs) < 1 or arguments.seed < 0:
+    parser = parser_of(__doc__, QUICK, ["demo"], "runs/wals_quality")
+    add_numbers(
+        parser,
+        ("trials", 30, "of each system"),
+        ("dim", 64, "D of the factorizations"),
+        ("epochs", 12, "of the factorizations"),
+        ("seed", 0, "draws the held-out users and the starts"),
+    )
+    a = parsed(parser, argv, QUICK)
+    if min(a.trials, a.dim, a.epochs) < 1 or a.seed < 0:
         parser.error("--trials, --dim and --epochs must be at least 1, --seed at least 0.")
-    return arguments
+    return a
 
 
 def main(argv: list[str]) -> int:
-    a, rows = parse(argv), []
+    a = parse(argv)
     warnings.filterwarnings("ignore", module="implicit")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, source in enumerate(a.data):
-            rows += compared(source, Task(a, source, Path(folder) / str(number)), a.trials)
-            if a.json:
-                write_rows(a.json, rows)
-    print(f"\nUsers never seen, D = {a.dim}, {a.trials} trials each. ratio = ours / peer must be at least the bar.\n")
-    print_table(rows, ["of ours", "of peer", "difference", "settings of peer"])
-    return 0 if all(row["ok"] for row in rows) else 1
+    text = f"Users never seen, D = {a.dim}, {a.trials} trials each. ratio = ours / peer must be at least the bar."
+    return tell(a, compared, text, ["of ours", "of peer", "difference", "settings of peer"])
 
 
 if __name__ == "__main__":

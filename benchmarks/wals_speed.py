@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import memory_of
+from _table import add_numbers, memory_of, parsed, plain_parser
 
 ALPHA, L2, CG_STEPS = 10.0, 0.1, 3
 ITERATIONS = 12  # of the peer, whose loss is to be reached: what trainers/configs/wals.toml trains for
@@ -231,22 +231,18 @@ def show(found: list[dict[str, Any]], threads: int) -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"within a minute: {QUICK}, and no other matrix")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table there")
+    parser = plain_parser(__doc__, QUICK)
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256], help="D (64 128 256)")
-    for name, value, text in (
+    add_numbers(
+        parser,
         ("users", 6040, "rows of the matrix"),
         ("items", 3706, "columns"),
         ("cells", 1_000_000, "cells"),
         ("threads", 2, "of each system"),
         ("rounds", 5, "pairs measured"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} ({value:,})")
+    )
     parser.add_argument("--memory", choices=("ours", "implicit"), help=argparse.SUPPRESS)
-    a = parser.parse_args(argv)
-    if a.quick:
-        vars(a).update(QUICK)
+    a = parsed(parser, argv, QUICK)
     if min(a.users, a.items, a.cells, a.threads, a.rounds, *a.dims) < 1 or a.cells > a.users * a.items // 2:
         parser.error("every number must be at least 1, and --cells at most half of --users × --items.")
     return a
