@@ -1,4 +1,7 @@
-"""The solvers of WALS as TensorFlow operations on padded batches of rows: for the served graph, and for any device."""
+"""The solvers of WALS as TensorFlow operations on padded batches of rows: for the served graph, and for any device.
+
+Each gives u, float32 `[B, D]`, and the scores u·v of the cells, `[B, L]`, of which those of padding mean nothing.
+"""
 
 from typing import NamedTuple
 
@@ -52,10 +55,11 @@ def _factorized(vectors: tf.Tensor, excess: tf.Tensor, ridge: tf.Tensor, gram: t
     return tf.linalg.cholesky(cells + gram + ridge[:, tf.newaxis, tf.newaxis] * tf.eye(tf.shape(gram)[0]))
 
 
-def cholesky(s: Systems) -> tf.Tensor:
-    """The exact u, float32 `[B, D]`."""
+def cholesky(s: Systems) -> tuple[tf.Tensor, tf.Tensor]:
+    """The exact solution."""
     right = tf.linalg.matvec(s.vectors, s.wanted, transpose_a=True)  # [B, D]
-    return tf.linalg.cholesky_solve(_factorized(s.vectors, s.excess, s.ridge, s.gram), right[..., tf.newaxis])[..., 0]
+    u = tf.linalg.cholesky_solve(_factorized(s.vectors, s.excess, s.ridge, s.gram), right[..., tf.newaxis])[..., 0]
+    return u, tf.linalg.matvec(s.vectors, u)
 
 
 def contributions(s: Systems, vector: tf.Tensor) -> tf.Tensor:
@@ -64,33 +68,43 @@ def contributions(s: Systems, vector: tf.Tensor) -> tf.Tensor:
     return s.wanted * tf.linalg.matvec(s.vectors, weighed[..., 0])
 
 
-def cg(s: Systems, start: tf.Tensor, steps: int) -> tf.Tensor:
-    """Some steps of conjugate gradients from `start`: u, float32 `[B, D]`. No D × D system is formed."""
+def cg(s: Systems, start: tf.Tensor, steps: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Some steps of conjugate gradients from `start`; no D × D system is formed.
 
-    def times(x: tf.Tensor) -> tf.Tensor:
-        scores = s.excess * tf.linalg.matvec(s.vectors, x)  # [B, L]
-        cells = tf.linalg.matvec(s.vectors, scores, transpose_a=True)  # [B, D]
-        return cells + tf.linalg.matmul(x, s.gram) + s.ridge[:, tf.newaxis] * x
+    The cells' vectors go through memory once a product, which is what this takes its time for. So the scores follow
+    along, and the last step, which needs no new residual, does without the second product.
+    """
 
-    u = start
-    r = tf.linalg.matvec(s.vectors, s.wanted, transpose_a=True) - times(u)
-    p, length = r, tf.reduce_sum(r * r, axis=1, keepdims=True)  # [B, 1]
+    def dense(x: tf.Tensor) -> tf.Tensor:
+        return tf.linalg.matmul(x, s.gram) + s.ridge[:, tf.newaxis] * x
+
+    def squares(x: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(x * x, axis=1, keepdims=True)  # [B, 1]
+
+    u, scores = start, tf.linalg.matvec(s.vectors, start)
+    r = tf.linalg.matvec(s.vectors, s.wanted - s.excess * scores, transpose_a=True) - dense(u)
+    p, length = r, squares(r)
     goal = tf.maximum(CONVERGED * length, 1e-30)
-    for _ in tf.range(steps):
-        q = times(p)
-        step = tf.where(length > goal, length / tf.reduce_sum(p * q, axis=1, keepdims=True), 0.0)
+    for taken in range(steps):
+        change, product = tf.linalg.matvec(s.vectors, p), dense(p)
+        weighed = s.excess * change
+        curvature = tf.reduce_sum(weighed * change, axis=1, keepdims=True)
+        curvature += tf.reduce_sum(p * product, axis=1, keepdims=True)
+        step = tf.where(length > goal, length / curvature, 0.0)
         u += step * p
-        r -= step * q
-        new = tf.reduce_sum(r * r, axis=1, keepdims=True)
-        p = tf.where(length > goal, r + new / length * p, p)
-        length = tf.where(length > goal, new, length)
-    return u
+        scores += step * change
+        if taken < steps - 1:
+            r -= step * (product + tf.linalg.matvec(s.vectors, weighed, transpose_a=True))
+            new = squares(r)
+            p = tf.where(length > goal, r + new / length * p, p)
+            length = tf.where(length > goal, new, length)
+    return u, scores
 
 
-def block(s: Systems, start: tf.Tensor, size: int) -> tf.Tensor:
-    """An exact step from `start` in each block of coordinates after the other: u, float32 `[B, D]`."""
+def block(s: Systems, start: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """An exact step from `start` in each block of coordinates after the other."""
     dim = start.shape[1]
-    u, scores = start, tf.linalg.matvec(s.vectors, start)  # [B, L]
+    u, scores = start, tf.linalg.matvec(s.vectors, start)
     for first in range(0, dim, size):
         last = min(first + size, dim)
         part = s.vectors[..., first:last]  # [B, L, d]
@@ -100,4 +114,4 @@ def block(s: Systems, start: tf.Tensor, size: int) -> tf.Tensor:
         step = tf.linalg.cholesky_solve(factor, toward[..., tf.newaxis])[..., 0]
         u += tf.pad(step, [[0, 0], [first, dim - last]])
         scores += tf.linalg.matvec(part, step)
-    return u
+    return u, scores

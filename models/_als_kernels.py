@@ -4,7 +4,7 @@ Each kernel solves the rows of one batch, and threads take batches as they get f
 their own, so the result depends neither on the threads nor on the rows that share a batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,15 +28,20 @@ from shortlist.models._wals import PaddedRows
 
 GATHERED = 64
 """Cells that are added to a system at once."""
-NEAR = 16
+NEAR = 32
 """Cells whose vectors are still in the nearest cache when they are needed again."""
+FAR = 2**21
+"""Numbers in a table beyond which its vectors come from main memory (8 MB): a long row then goes through cg alone, so
+that its own stay in the core's cache from one step to the next."""
+LONG = 128
+"""Cells of such a row."""
 CONVERGED = 1e-14
 """Squared length of a residual, relative to the first one's, at which float32 has no more to give."""
 
 
 def solve_rows(
     rows: PaddedRows,
-    start: Callable[[np.ndarray], np.ndarray],
+    own: np.ndarray,
     other: np.ndarray,
     gram: np.ndarray,
     ridge: np.ndarray,
@@ -44,12 +49,12 @@ def solve_rows(
     solver: str,
     cg_steps: int,
     block_size: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """The factors of the rows of each batch, in the order of the batches.
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Solves the rows of each batch, in the order of the batches.
 
     Args:
       rows: the batches.
-      start: gives the factors so far of rows of the table `[B]`, float32 `[B, D]`: what cg and block start from.
+      own: float32 `[N, D]`, the table of factors of this side, which is overwritten; cg and block start from it.
       other: float32 `[M, D]`, the factors of the other side.
       gram: float32 `[D, D]`, otherᵀ other.
       ridge: float32 `[R]`, the weight of |u|² for each row of `rows`.
@@ -59,7 +64,7 @@ def solve_rows(
       block_size: of "block".
 
     Yields:
-      The rows of the table, `[B]`; their factors, float32 `[B, D]`; and Σ c (a − u·v)² − w0 (u·v)² over their cells.
+      The rows of the table that are solved, `[B]`, and Σ c (a − u·v)² − w0 (u·v)² over their cells.
     """
     dim = other.shape[1]
     wide = np.zeros((-(-dim // LANES) * LANES, padded(dim)), np.float32)
@@ -74,10 +79,9 @@ def solve_rows(
     }
     kernel, *options = kernels[solver]
 
-    def batch(local: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def batch(local: np.ndarray) -> tuple[np.ndarray, float]:
         ids = rows.ids[local]
-        factors = start(ids)
-        return ids, factors, kernel(local, *sparse, other, wide, ridge[local], np.float32(w0), factors, *options)
+        return ids, kernel(local, *sparse, other, wide, ridge[local], np.float32(w0), own, ids, *options)
 
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         yield from pool.map(batch, rows.batches)
@@ -150,7 +154,8 @@ def _cholesky(
     gram: np.ndarray,
     ridge: np.ndarray,
     w0: np.float32,
-    factors: np.ndarray,
+    own: np.ndarray,
+    places: np.ndarray,
 ) -> float:
     dim, stride = other.shape[1], gram.shape[1]
     system = np.empty_like(gram)
@@ -159,7 +164,7 @@ def _cholesky(
     observed = 0.0
     for n in range(len(ids)):
         low, high = starts[ids[n]], starts[ids[n] + 1]
-        x = factors[n]
+        x = own[places[n]]
         x[:] = 0
         system[:] = gram
         for d in range(dim):
@@ -206,10 +211,12 @@ def _cg(
     gram: np.ndarray,
     ridge: np.ndarray,
     w0: np.float32,
-    factors: np.ndarray,
+    own: np.ndarray,
+    places: np.ndarray,
     steps: int,
 ) -> float:
-    """TILE rows go in step, for their products with the Gramian; each has its own residual r and direction p."""
+    """TILE rows go in step, for their products with the Gramian; each has its own residual r and direction p. The rows
+    come by length, the longest first."""
     dim, stride = other.shape[1], gram.shape[1]
     p, r = np.zeros((TILE, dim), np.float32), np.zeros((TILE, dim), np.float32)
     q, columns_of_p = np.zeros((TILE, stride), np.float32), np.zeros((dim, TILE), np.float32)
@@ -219,11 +226,13 @@ def _cg(
     wanted, excess = np.empty((TILE, most), np.float32), np.empty((TILE, most), np.float32)
     coefficient = np.empty(NEAR, np.float32)
     observed = 0.0
-    for group in range(0, len(ids), TILE):
-        size = min(TILE, len(ids) - group)
+    group = 0
+    while group < len(ids):
+        alone = other.size > FAR and starts[ids[group] + 1] - starts[ids[group]] > LONG
+        size = 1 if alone else min(TILE, len(ids) - group)
         p[:] = 0
         for i in range(size):
-            p[i] = factors[group + i]
+            p[i] = own[places[group + i]]
         _times_gram(gram, p, columns_of_p, q)
         for i in range(size):
             low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
@@ -243,12 +252,14 @@ def _cg(
             length[i] = dot(r[i], r[i])
             goal[i] = max(np.float32(CONVERGED) * length[i], np.float32(1e-30))
             p[i] = r[i]
-        for _ in range(steps):
+        for taken in range(steps):
+            last_step = taken == steps - 1
             _times_gram(gram, p, columns_of_p, q)
             for i in range(size):
                 low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
                 product = q[i, :dim]
                 add_scaled(product, ridge[group + i], p[i])
+                curvature = dot(p[i], product)  # pᵀ A p, for which the cells' part of A p is not needed
                 for first in range(low, high, NEAR):
                     last = min(first + NEAR, high)
                     near = change[first - low : last - low]
@@ -256,12 +267,16 @@ def _cg(
                     b = excess[i, first - low : last - low]
                     for k in range(last - first):
                         coefficient[k] = b[k] * near[k]
-                    _combine(other, columns[first:last], coefficient, product)
+                    curvature += dot(coefficient[: last - first], near)
+                    if not last_step:
+                        _combine(other, columns[first:last], coefficient, product)
                 if length[i] <= goal[i]:
                     continue
-                step = length[i] / dot(p[i], product)
-                add_scaled(factors[group + i], step, p[i])
+                step = length[i] / curvature
+                add_scaled(own[places[group + i]], step, p[i])
                 add_scaled(scores[i, : high - low], step, change[: high - low])
+                if last_step:
+                    continue
                 add_scaled(r[i], -step, product)
                 new = dot(r[i], r[i])
                 for d in range(dim):
@@ -270,6 +285,7 @@ def _cg(
         for i in range(size):
             low, high = starts[ids[group + i]], starts[ids[group + i] + 1]
             observed += _observed(targets, weights, low, high, w0, scores[i])
+        group += size
     return observed
 
 
@@ -284,7 +300,8 @@ def _block(
     gram: np.ndarray,
     ridge: np.ndarray,
     w0: np.float32,
-    factors: np.ndarray,
+    own: np.ndarray,
+    places: np.ndarray,
     block_size: int,
 ) -> float:
     """One exact step in each block of coordinates after the other; the scores of the cells follow along."""
@@ -297,7 +314,7 @@ def _block(
     observed = 0.0
     for n in range(len(ids)):
         low, high = starts[ids[n]], starts[ids[n] + 1]
-        u = factors[n]
+        u = own[places[n]]
         _dots(other, columns[low:high], u, scores)
         for begin in range(0, dim, block_size):
             size = min(block_size, dim - begin)

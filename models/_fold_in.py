@@ -24,7 +24,7 @@ class FoldsIn(ClosedForm):
 
     def fold_in_history(self, history: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """`fold_in` for a graph: float32 `[B, D]`; see `cells_of` for the arguments."""
-        return _als_graph.cholesky(self._history_systems(history, weights))
+        return _als_graph.cholesky(self._history_systems(history, weights))[0]
 
     def explain_history(self, history: tf.Tensor, item: tf.Tensor) -> tf.Tensor:
         """`explain` for a graph: float32 `[B, L]`, zeros for a reserved `item` int32 `[B]`."""

@@ -4,7 +4,6 @@ Past 400 lines because the objective, its training and what is asked of the fact
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +34,9 @@ SOLVERS = ("cholesky", "cg", "block")
 BACKENDS = ("auto", "numba", "tensorflow")
 CENTERS = ("none", "mean", "biases")
 Rows = PaddedRows | RowStream
-Solved = Iterator[tuple[np.ndarray, np.ndarray, float]]
+Solved = Iterator[tuple[np.ndarray, float]]
+CACHED_NUMBERS = 2**20
+"""Numbers in the vectors of the rows that the TensorFlow path solves at once: 4 MB."""
 _PADDED = tuple(tf.TensorSpec([None, None], dtype) for dtype in (tf.int32, tf.float32, tf.float32))
 _MATRIX = tf.TensorSpec([None, None], tf.float32)
 
@@ -46,12 +47,14 @@ def _draws(shape: tf.Tensor, seed: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_normal(shape, seed, stddev=stddev)
 
 
-def _put(factors: tf.Variable, rows: np.ndarray, values: np.ndarray) -> None:
-    tf.raw_ops.ResourceScatterUpdate(resource=factors.handle, indices=rows, updates=values)  # a quarter of the time
+def _on_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
-def _get(factors: tf.Variable, rows: np.ndarray) -> np.ndarray:
-    return tf.raw_ops.ResourceGather(resource=factors.handle, indices=rows, dtype=tf.float32).numpy()
+def _observed(columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
+    """Σ c (a − u·v)² and Σ (u·v)² over the observed cells of a batch, float64 `[2]`."""
+    cell = tf.stack([weights * tf.square(targets - scores), tf.square(scores)])  # [2, B, L]
+    return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64), axis=[1, 2])
 
 
 @register("wals")
@@ -283,7 +286,7 @@ class WALS(FoldsIn):
         return expected.numpy()
 
     def half_step(self, side: Side, rows: Rows, callbacks: Any = None, first_step: int = 0) -> float:
-        """Solves rows of one side, given the other; the others of that side stay as they are.
+        """Solves rows of one side, given the other; the others of that side stay as they are, and all if it raises.
 
         Args:
           side: which factors to solve for.
@@ -296,32 +299,36 @@ class WALS(FoldsIn):
         """
         own, other = self._sides(side)
         hooks = callbacks or tf.keras.callbacks.CallbackList()
-        given = other.value()
+        given, table = other.value(), np.array(own)
         gram = gramian(np.asarray(given)).astype(np.float32)
-        numba = self.backend == "numba" or (self.backend == "auto" and not tf.config.list_physical_devices("GPU"))
+        numba = self.backend == "numba" or (self.backend == "auto" and not _on_gpu())
         solve = self._solve_with_numba if numba else self._solve_with_tensorflow
         observed, step = 0.0, first_step
         for part in rows.parts():
-            _put(own, part.ids[part.empty], np.zeros((len(part.empty), self.embedding_dim), np.float32))
-            batches = solve(part, own, given, gram)
+            table[part.ids[part.empty]] = 0
+            batches = solve(part, table, given, gram)
             for _ in range(len(part)):
                 hooks.on_train_batch_begin(step)
-                ids, solved, added = next(batches)
-                if not np.isfinite(solved).all():
-                    row = ids[~np.isfinite(solved).all(axis=1)].min()
-                    raise ShortlistError(
-                        f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are "
-                        "not finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
-                        f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
-                    )
-                _put(own, ids, solved)
+                ids, added = next(batches)
+                if not np.isfinite(added):
+                    self._require_finite(side, ids, table[ids])
                 observed += added
                 hooks.on_train_batch_end(step)
                 step += 1
+        own.assign(table)
         if side == "users":
             self.item_gramian.assign(gram)
             self.mean_confidence.assign(rows.mean_weight)
         return observed
+
+    def _require_finite(self, side: Side, ids: np.ndarray, factors: np.ndarray) -> None:
+        wrong = ids[~np.isfinite(factors).all(axis=1)]
+        if len(wrong):
+            raise ShortlistError(
+                f"`l2` must be large enough for one solution a row: the factors of row {wrong.min()} of the {side} are "
+                "not finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
+                f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
+            )
 
     def project(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
@@ -338,7 +345,7 @@ class WALS(FoldsIn):
         Returns:
           float32 `[B, D]`; zeros for a row without an observed cell.
         """
-        return _als_graph.cholesky(self._systems(columns, targets, weights, other, gram))
+        return _als_graph.cholesky(self._systems(columns, targets, weights, other, gram))[0]
 
     def _systems(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
@@ -346,21 +353,21 @@ class WALS(FoldsIn):
         constants = (self.unobserved_weight, self.l2, self.frequency_exponent)
         return _als_graph.systems(columns, targets, weights, other, gram, *constants)
 
-    def _solve_with_tensorflow(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
+    def _solve_with_tensorflow(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
         for local, *batch in rows:
             ids = rows.ids[local]
-            solved, (errors, scores) = self._solve_batch(*batch, other, gram, tf.gather(own, ids))
-            yield ids, solved.numpy(), float(errors - self.unobserved_weight * scores)
+            own[ids], (errors, scores) = (x.numpy() for x in self._solve_batch(*batch, other, gram, own[ids]))
+            yield ids, errors - self.unobserved_weight * scores
 
-    def _solve_with_numba(self, rows: PaddedRows, own: tf.Variable, other: tf.Tensor, gram: np.ndarray) -> Solved:
+    def _solve_with_numba(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
         from shortlist.models._als_kernels import solve_rows  # numba, which a loaded model does not need
 
         w0 = self.unobserved_weight
         ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
 
-        start = partial(_get, own)
         solver = (self.solver, self.cg_steps, self.block_size)
-        return solve_rows(rows, start, np.asarray(other), gram, ridge, w0, *solver)
+        vectors = np.array(other)  # a copy, since NumPy puts large arrays in huge pages: rows are read from all over it
+        return solve_rows(rows, own, vectors, gram, ridge, w0, *solver)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX))
     def _solve_batch(
@@ -372,28 +379,41 @@ class WALS(FoldsIn):
         gram: tf.Tensor,
         start: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        systems = self._systems(columns, targets, weights, other, gram)
+        """The factors of a batch's rows, `[B, D]`, and what `_observed` gives of them.
+
+        On a CPU, so many rows at a time that their vectors stay in its cache from one operation to the next.
+        """
         start = tf.ensure_shape(start, [None, self.embedding_dim])
-        if self.solver == "cg":
-            solved = _als_graph.cg(systems, start, self.cg_steps)
-        elif self.solver == "block":
-            solved = _als_graph.block(systems, start, self.block_size)
-        else:
-            solved = _als_graph.cholesky(systems)
-        return solved, self._observed(columns, targets, weights, other, solved)
+        size, length = tf.unstack(tf.shape(columns))
+        rows = size if _on_gpu() else tf.maximum(1, CACHED_NUMBERS // (length * self.embedding_dim))
+        count = -(-size // rows)
+        solved = tf.TensorArray(tf.float32, count, element_shape=[None, self.embedding_dim], infer_shape=False)
+        observed = tf.TensorArray(tf.float64, count, element_shape=[2])
+        for part in tf.range(count):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=2)
+            first, last = part * rows, (part + 1) * rows
+            cells = columns[first:last], targets[first:last], weights[first:last]
+            systems = self._systems(*cells, other, gram)
+            if self.solver == "cg":
+                factors, scores = _als_graph.cg(systems, start[first:last], self.cg_steps)
+            elif self.solver == "block":
+                factors, scores = _als_graph.block(systems, start[first:last], self.block_size)
+            else:
+                factors, scores = _als_graph.cholesky(systems)
+            solved = solved.write(part, factors)
+            observed = observed.write(part, _observed(*cells, scores))
+        return solved.concat(), tf.reduce_sum(observed.stack(), axis=0)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
-    def _observed(
+    def _errors(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, own: tf.Tensor
     ) -> tf.Tensor:
-        """Σ c (a − u·v)² and Σ (u·v)² over the observed cells of a batch, float64 `[2]`."""
-        score = tf.linalg.matvec(tf.gather(other, tf.maximum(columns, 0)), own)  # [B, L]
-        cell = tf.stack([weights * tf.square(targets - score), tf.square(score)])  # [2, B, L]
-        return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64), axis=[1, 2])
+        scores = tf.linalg.matvec(tf.gather(other, tf.maximum(columns, 0)), own)  # [B, L]
+        return _observed(columns, targets, weights, scores)
 
     def _observed_sums(self, by_user: PaddedRows) -> tuple[float, float]:
         users, items = self.user_factors.value(), self.item_factors.value()
-        parts = [self._observed(*batch, items, tf.gather(users, rows)) for rows, *batch in by_user]
+        parts = [self._errors(*batch, items, tf.gather(users, rows)) for rows, *batch in by_user]
         errors, scores = np.sum(parts, axis=0)
         return float(errors), float(scores)
 
@@ -490,7 +510,7 @@ class WALS(FoldsIn):
         """
         columns, ones, confidences, *other = self._new_rows(items, weights)
         a = ones if targets is None else self._centered_rows(columns, targets, confidences)
-        return _als_graph.cholesky(self._systems(columns, a, confidences, *other))
+        return _als_graph.cholesky(self._systems(columns, a, confidences, *other))[0]
 
     def _centered_rows(self, columns: np.ndarray, targets: Any, weights: np.ndarray) -> np.ndarray:
         """The targets of new users less the mean and the biases, their own included."""
