@@ -4,8 +4,9 @@ A model whose gradients are sparse touches the rows of its batch, so the size of
 (docs/decisions/0003-sparse-updates.md). ours is the median step with the large tables, peer with the small ones, in
 milliseconds; the two are timed in turn, and the ratio is the median of the rounds'. Every batch is new, as in
 training. Items are drawn by a popularity that falls with their rank, the same ones at every size but for their ids,
-which are spread over the table. A second row a model says what its input pipeline takes beside a step, alone, at the
-small size: below 1, the model waits for no input.
+which are spread over the table. Of `camf` the users are drawn from all there are, and alone grow: its items stay
+10,000. A second row a model says what its input pipeline takes beside a step, alone, at the small size: below 1, the
+model waits for no input.
 
 The losses that look at every item (`full`, `hard`) are left out: they cost what the catalogue is large.
 """
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -27,12 +29,16 @@ import tensorflow as tf
 from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
 from shortlist.components._examples import NextItemExamples
+from shortlist.models._optimizer import TableAdagrad
+from shortlist.models.camf import CAMF, DEVIATIONS
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import next_item_batches
+from shortlist.trainers._ratings import RatingConfig, rating_batches
 from shortlist.trainers.two_tower import Config
 
 BAR = 1.3
 USERS, EACH, BATCH = 2000, 60, 512
+CONTEXTS = {"time": 5, "place": 4, "companion": 7}
 QUICK = {"steps": 20, "rounds": 5, "models": ["two_tower in_batch", "two_tower mixed"]}
 MODEL = dict[str, Any]
 
@@ -41,34 +47,57 @@ def examples(rows: int) -> NextItemExamples:
     """The same for every size but for the ids, which are spread over the whole table."""
     rng, stride = np.random.default_rng(0), rows // 10_000
     key = np.repeat(np.arange(USERS, dtype=np.int32), EACH)
-    popularity = 1 / np.arange(1, 9_999)
     table = {
         "user_key": key,
         "user": rng.integers(2, 10_000, USERS, np.int32)[key] * stride,
-        "item": (2 + rng.choice(9_998, len(key), p=popularity / popularity.sum()).astype(np.int32)) * stride,
+        "item": popular_items(rows, len(key), rng),
         "timestamp": np.tile(np.arange(EACH), USERS),
         "positive": np.ones(len(key), bool),
     }
     return NextItemExamples(table, 50, 32)
 
 
+def popular_items(rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    popularity = 1 / np.arange(1, 9_999)
+    return (2 + rng.choice(9_998, size, p=popularity / popularity.sum()).astype(np.int32)) * (rows // 10_000)
+
+
+def next_items(rows: int) -> Iterator[Any]:
+    return iter(next_item_batches(examples(rows), Config(batch_size=BATCH, epochs=1000), 0)[0])
+
+
+def rated(rows: int) -> Iterator[Any]:
+    rng, n = np.random.default_rng(0), USERS * EACH
+    x = {name: rng.integers(0, size, n, np.int32) for name, size in CONTEXTS.items()}
+    x |= {"user": rng.integers(2, rows, n, np.int32), "item": popular_items(10_000, n, rng)}
+    config = RatingConfig(batch_size=BATCH, epochs=1000)
+    return iter(rating_batches(x, rng.integers(1, 6, n).astype(np.float32), config, 0)[0])
+
+
+def camf(rows: int, deviation: str) -> tf.keras.Model:
+    model = CAMF(rows, 10_000, CONTEXTS, deviation=deviation)
+    model.compile(TableAdagrad(0.4))
+    return model
+
+
 def two_tower(rows: int, **arguments: Any) -> tf.keras.Model:
     model = TwoTower(rows, num_users=rows, long_history_length=50, num_genres=20, num_years=20, **arguments)
     model.set_content(np.ones((rows, 20), np.float32), np.ones(rows, int))
     model.set_label_counts(np.random.default_rng(0).integers(1, 100, rows))
-    model.compile(tf.keras.optimizers.Adagrad(0.1))
+    model.compile(TableAdagrad(0.1))
     return model
 
 
-MODELS: dict[str, Callable[[int], tf.keras.Model]] = {
-    "two_tower in_batch": lambda rows: two_tower(rows),
-    "two_tower streaming logQ": lambda rows: two_tower(rows, log_q="streaming"),
-    "two_tower mixed": lambda rows: two_tower(rows, softmax="mixed"),
-    "two_tower uniform": lambda rows: two_tower(rows, softmax="uniform"),
-    "two_tower popularity": lambda rows: two_tower(rows, softmax="popularity"),
-    "two_tower hidden": lambda rows: two_tower(rows, hidden_units=(128, 64), dropout=0.5, id_dropout=0.2),
+MODELS: dict[str, tuple[Callable[[int], tf.keras.Model], Callable[[int], Iterator[Any]]]] = {
+    "two_tower in_batch": (two_tower, next_items),
+    "two_tower streaming logQ": (partial(two_tower, log_q="streaming"), next_items),
+    "two_tower mixed": (partial(two_tower, softmax="mixed"), next_items),
+    "two_tower uniform": (partial(two_tower, softmax="uniform"), next_items),
+    "two_tower popularity": (partial(two_tower, softmax="popularity"), next_items),
+    "two_tower hidden": (partial(two_tower, hidden_units=(128, 64), dropout=0.5, id_dropout=0.2), next_items),
+    **{f"camf {name}": (partial(camf, deviation=name), rated) for name in DEVIATIONS},
 }
-"""By the number of rows of its tables, a compiled model that is trained on the batches of `NextItemExamples`."""
+"""By the number of rows of its tables, a compiled model, and its batches without end."""
 
 
 def stepper(model: tf.keras.Model, batch: Iterator[Any], steps: int) -> Callable[[], float]:
@@ -86,9 +115,9 @@ def stepper(model: tf.keras.Model, batch: Iterator[Any], steps: int) -> Callable
 
 
 def measure(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
-    config, sizes = Config(batch_size=BATCH, epochs=1000), (a.large, a.small)
-    inputs = [iter(next_item_batches(examples(rows), config, 0)[0]) for rows in sizes]
-    runs = [stepper(MODELS[name](rows), batch, a.steps) for rows, batch in zip(sizes, inputs, strict=True)]
+    (model, batches), sizes = MODELS[name], (a.large, a.small)
+    inputs = [batches(rows) for rows in sizes]
+    runs = [stepper(model(rows), batch, a.steps) for rows, batch in zip(sizes, inputs, strict=True)]
     for run in runs:
         run()
     pairs = [tuple(run() for run in runs) for _ in range(a.rounds)]

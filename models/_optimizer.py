@@ -1,8 +1,38 @@
-"""Adam for the dense parts of a network, Adagrad for its tables, as one optimizer that Keras saves and loads."""
+"""Adagrad for the rows of tables, alone or beside Adam for the dense parts of a network; Keras saves and loads both."""
 
 from typing import Any
 
 import tensorflow as tf
+
+
+def _step_rows(
+    variable: tf.Variable, squares: tf.Variable, gradient: tf.IndexedSlices, rate: Any, epsilon: Any
+) -> None:
+    """A step of Adagrad on the rows of `gradient`, each once.
+
+    The squares are gathered before anything is added: of a large table that fetches the rows on all threads, where a
+    scatter waits for one after the other.
+    """
+    total = tf.gather(squares, gradient.indices) + tf.square(gradient.values)
+    squares.scatter_update(tf.IndexedSlices(total, gradient.indices))
+    variable.scatter_add(tf.IndexedSlices(-rate * gradient.values * tf.math.rsqrt(total + epsilon), gradient.indices))
+
+
+@tf.keras.utils.register_keras_serializable("shortlist")
+class TableAdagrad(tf.keras.optimizers.Adagrad):
+    """The steps of Keras's Adagrad, with fewer waits for main memory where a gradient is sparse.
+
+    Source: Duchi, Hazan and Singer 2011.
+
+    Args: those of Adagrad.
+    """
+
+    def update_step(self, gradient: Any, variable: tf.Variable) -> None:
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
+        squares = self._accumulators[self._index_dict[self._var_key(variable)]]
+        _step_rows(variable, squares, gradient, tf.cast(self.learning_rate, variable.dtype), self.epsilon)
 
 
 @tf.keras.utils.register_keras_serializable("shortlist")
@@ -33,9 +63,7 @@ class AdamWithTables(tf.keras.optimizers.Adam):
         if isinstance(self._learning_rate, tf.keras.optimizers.schedules.LearningRateSchedule):
             rate *= tf.cast(self.learning_rate / self._learning_rate(0), variable.dtype)
         squares = self._velocities[self._index_dict[self._var_key(variable)]]
-        squares.scatter_add(tf.IndexedSlices(tf.square(gradient.values), gradient.indices))
-        step = gradient.values * tf.math.rsqrt(tf.gather(squares, gradient.indices) + self.epsilon)
-        variable.scatter_add(tf.IndexedSlices(-rate * step, gradient.indices))
+        _step_rows(variable, squares, gradient, rate, self.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "table_learning_rate": self.table_learning_rate}

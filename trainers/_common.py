@@ -100,7 +100,10 @@ def contexts_of(data: EncodedData) -> dict[str, int]:
 
 def bases(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The models that the one to train builds on, by name."""
-    return {name: tf.keras.models.load_model(str(model / "model.keras")) for name, model in inputs["of"].items()}
+    return {
+        name: tf.keras.models.load_model(str(model / "model.keras"), compile=False)
+        for name, model in inputs["of"].items()
+    }
 
 
 def start_of(inputs: Mapping[str, Any]) -> tuple[Any, int]:

@@ -17,6 +17,7 @@ from shortlist.components.artifacts import Artifact
 from shortlist.components.context import SplitByContextConfig, Splits, best_splits
 from shortlist.models._base import FIRST_ID
 from shortlist.models._nested import described
+from shortlist.models._optimizer import TableAdagrad
 from shortlist.models._split_rows import SplitItems, SplitUsers
 from shortlist.trainers._common import (
     EpochsConfig,
@@ -87,7 +88,7 @@ def train_ratings(
         )
     model.adapt(x, y)
     if not start:
-        model.compile(tf.keras.optimizers.Adagrad(config.learning_rate))
+        model.compile(TableAdagrad(config.learning_rate))
     batches, steps = rating_batches(x, y, config, first)
     validate = validate_retriever(model, data, name, config.patience)
     history = model.fit(

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pydantic
-import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
 from shortlist.models._base import FIRST_ID, KINDS
+from shortlist.models._optimizer import TableAdagrad
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import (
     EpochsConfig,
@@ -181,7 +181,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         known = data.users["user"] >= FIRST_ID
         model.set_numbers(np.stack([data.users[name][known] for name in numbers], axis=1))
     model.set_label_counts(examples.label_counts(data.num_items))
-    model.compile(optimizer=tf.keras.optimizers.Adagrad(config.learning_rate))
+    model.compile(optimizer=TableAdagrad(config.learning_rate))
     return model
 
 

@@ -1,4 +1,5 @@
-"""AdamWithTables: Adam for what is dense, Adagrad for the rows of a table, a training that can be taken up again."""
+"""TableAdagrad takes Adagrad's own steps; AdamWithTables takes Adam's for what is dense and Adagrad's for the rows of a
+table, in a training that can be taken up again."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import oracles
 import pytest
 import tensorflow as tf
 
-from shortlist.models._optimizer import AdamWithTables
+from shortlist.models._optimizer import AdamWithTables, TableAdagrad
 from shortlist.models.weighted_logistic import WeightedLogistic
 
 ROWS, DIM = 7, 3
@@ -48,6 +49,25 @@ def test_dense_variables_step_exactly_as_with_adam(graph: bool) -> None:
     for adam, ours, first in zip(weights[tf.keras.optimizers.Adam], weights[AdamWithTables], start, strict=True):
         np.testing.assert_array_equal(ours, adam)
         assert np.abs(ours - first).min() > 0
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_table_adagrad_steps_as_adagrad(graph: bool) -> None:
+    """On a table, with rows that come twice, and on a dense variable beside it."""
+    start = np.random.default_rng(2).normal(size=(ROWS, DIM)).astype(np.float32)
+    found = {}
+    for kind in (tf.keras.optimizers.Adagrad, TableAdagrad):
+        optimizer = kind(0.3, initial_accumulator_value=0.2, epsilon=1e-3)
+        weights = [tf.Variable(start), tf.Variable(start[0])]
+        optimizer.build(weights)
+        apply = tf.function(optimizer.apply_gradients, reduce_retracing=True) if graph else optimizer.apply_gradients
+        for indices, values in batches(1):
+            apply([(sparse(indices, values), weights[0]), (tf.constant(values[0]), weights[1])])
+        found[kind] = [weight.numpy() for weight in [*weights, *optimizer.variables]]
+    for ours, keras in zip(found[TableAdagrad], found[tf.keras.optimizers.Adagrad], strict=True):
+        np.testing.assert_allclose(ours, keras, rtol=1e-6, atol=1e-7)
+    assert (found[TableAdagrad][0][[0, 6]] == start[[0, 6]]).all()
+    assert (found[TableAdagrad][0][1:6] != start[1:6]).any()
 
 
 @pytest.mark.parametrize("graph", [False, True])
