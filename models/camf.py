@@ -72,11 +72,14 @@ class BiasedMF(tf.keras.Model):
         self.mean = self.add_weight("mean", (), initializer="zeros", trainable=False)
         self.l2 = self.add_weight("l2", (3,), initializer="zeros", trainable=False)  # a weight: no new graph for new λ
         self.l2.assign([self.l2_bias, self.l2_factors, 0])
+
+        def start(shape: Any, dtype: Any = None) -> tf.Tensor:
+            vectors = tf.keras.initializers.RandomNormal(stddev=0.1)((shape[0], self.embedding_dim), dtype)
+            return tf.pad(vectors, [[0, 0], [0, 1]])
+
         for side, rows in (("user", self.num_users), ("item", self.num_items)):
-            setattr(self, f"{side}_bias", self.add_weight(f"{side}_bias", (rows,), initializer="zeros"))
-            init = tf.keras.initializers.RandomNormal(stddev=0.1)
-            table = self.add_weight(f"{side}_table", (rows, self.embedding_dim), initializer=init)
-            setattr(self, f"{side}_table", table)
+            # Vector and bias lie together: in a large table, every other place is one more wait for main memory.
+            setattr(self, f"{side}_rows", self.add_weight(f"{side}_rows", (rows, self.embedding_dim + 1), None, start))
             share = self.add_weight(f"{side}_share", (rows,), initializer="ones", trainable=False)  # n^(ν−1)
             setattr(self, f"{side}_share", share)
         self.trackers = [
@@ -85,6 +88,26 @@ class BiasedMF(tf.keras.Model):
             tf.keras.metrics.MeanAbsoluteError("mae"),
         ]
         self.built = True
+
+    @property
+    def user_table(self) -> tf.Tensor:
+        """p, float32 `[U, D]`, a part of `user_rows`; its `assign` sets it there."""
+        return self.user_rows[:, :-1]
+
+    @property
+    def user_bias(self) -> tf.Tensor:
+        """b_u, float32 `[U]`, as `user_table`."""
+        return self.user_rows[:, -1]
+
+    @property
+    def item_table(self) -> tf.Tensor:
+        """q, float32 `[I, D]`, as `user_table`."""
+        return self.item_rows[:, :-1]
+
+    @property
+    def item_bias(self) -> tf.Tensor:
+        """b_i, float32 `[I]`, as `user_table`."""
+        return self.item_rows[:, -1]
 
     def adapt(self, inputs: Mapping[str, np.ndarray], ratings: np.ndarray) -> None:
         """Sets μ, λ and how often each row is rated; sets the vectors of rows without a rating to 0.
@@ -112,7 +135,7 @@ class BiasedMF(tf.keras.Model):
         share.assign(np.maximum(counts, 1.0) ** (self.frequency_exponent - 1))
         return counts
 
-    def _tables_of(self, side: str) -> list[tf.Variable]:
+    def _tables_of(self, side: str) -> list[Any]:
         """The tables with a vector a user, or item, that start at random."""
         return [getattr(self, f"{side}_table")]
 
@@ -181,8 +204,8 @@ class BiasedMF(tf.keras.Model):
             return self.score_items(inputs)
         rating, penalty, factors = tf.convert_to_tensor(self.mean), 0.0, []
         for side in ("user", "item"):
-            names = (f"{side}_bias", f"{side}_table", f"{side}_share")
-            bias, vectors, share = (tf.gather(getattr(self, name), inputs[side]) for name in names)
+            vectors, bias = self._row(side, inputs)
+            share = tf.gather(getattr(self, f"{side}_share"), inputs[side])
             rating += bias
             factors.append(vectors)
             squares = self.l2[0] * tf.square(bias) + self.l2[1] * _squared(vectors)
@@ -194,6 +217,11 @@ class BiasedMF(tf.keras.Model):
         if training:
             self.add_loss(penalty)
         return rating
+
+    def _row(self, side: str, inputs: Query) -> tuple[tf.Tensor, tf.Tensor]:
+        """The vectors `[B, D]` and biases `[B]` of users or items."""
+        rows = tf.gather(getattr(self, f"{side}_rows"), inputs[side])
+        return rows[:, :-1], rows[:, -1]
 
     def _deviations(self, inputs: Query) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
         """By part: what each dimension of the context adds, `[B, C]`, and the part's regularization."""
@@ -228,13 +256,12 @@ class BiasedMF(tf.keras.Model):
 
     def embed_query(self, query: Query) -> tf.Tensor:
         """float32 `[B, D + 2]`: p_u, 1, and what does not depend on the item."""
-        user = query["user"]
-        constant = self.mean + tf.gather(self.user_bias, user)
-        return tf.concat([tf.gather(self.user_table, user), _columns(tf.ones_like(constant), constant)], axis=1)
+        vectors, bias = self._row("user", query)
+        return tf.concat([vectors, _columns(tf.ones_like(bias), self.mean + bias)], axis=1)
 
     def item_vectors(self) -> tf.Tensor:
         """float32 `[I, D + 2]`: q_i, b_i, and 1."""
-        return tf.concat([self.item_table, _columns(self.item_bias, tf.ones_like(self.item_bias))], axis=1)
+        return tf.pad(self.item_rows, [[0, 0], [0, 1]], constant_values=1)
 
     def explain(self, user: Any, item: Any, context: Mapping[str, Any] | None = None) -> dict[str, tf.Tensor]:
         """The terms whose sum is r̂, float32 `[B]` each, by name.
@@ -251,11 +278,11 @@ class BiasedMF(tf.keras.Model):
         inputs = {"user": user, "item": item, **{f"context_{name}": c for name, c in (context or {}).items()}}
         shape = np.broadcast_shapes((1,), *(np.shape(value) for value in inputs.values()))
         inputs = {name: tf.constant(np.broadcast_to(value, shape), tf.int32) for name, value in inputs.items()}
-        p, q = tf.gather(self.user_table, inputs["user"]), tf.gather(self.item_table, inputs["item"])
+        (p, user_bias), (q, item_bias) = (self._row(side, inputs) for side in ("user", "item"))
         terms = {
             "mean": tf.fill(shape, self.mean),
-            "user": tf.gather(self.user_bias, inputs["user"]),
-            "item": tf.gather(self.item_bias, inputs["item"]),
+            "user": user_bias,
+            "item": item_bias,
             "factors": tf.reduce_sum(p * q, axis=1),
         }
         for part, (values, _) in self._deviations(inputs).items():
@@ -351,7 +378,7 @@ class CAMF(BiasedMF):
         cells = {f"{side}_context": rows[side] * self.columns for side in self.sides}
         return cells or {"context": self.columns}
 
-    def _tables_of(self, side: str) -> list[tf.Variable]:
+    def _tables_of(self, side: str) -> list[Any]:
         further = [getattr(self, f"{side}_context_table")] if self.deviation == "low_rank" else []
         return [*super()._tables_of(side), *further]
 

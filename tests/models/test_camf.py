@@ -55,6 +55,9 @@ def weights(model: BiasedMF) -> dict[str, np.ndarray]:
     found = {w.name.split(":")[0].split("/")[-1]: w.numpy().astype(np.float64) for w in model.trainable_variables}
     shapes = {"item_context": (ITEMS, N), "user_context": (USERS, N)}
     found |= {name: found[name].reshape(shape) for name, shape in shapes.items() if name in found}
+    for side in ("user", "item"):
+        rows = found.pop(f"{side}_rows")
+        found |= {f"{side}_table": rows[:, :-1], f"{side}_bias": rows[:, -1]}
     return {**found, "mean": float(model.mean)}
 
 
