@@ -66,6 +66,12 @@ class EncodedData:
         }
 
     @cached_property
+    def closed(self) -> np.ndarray:
+        """bool `[I]`: the items that a refresh has taken out of the catalogue. They are known, and never returned."""
+        listed = pq.read_table(self.artifact / "items.parquet", columns=["listed"])["listed"].to_numpy()
+        return ~listed & (np.arange(self.num_items) >= 2)
+
+    @cached_property
     def users(self) -> Rows:
         """By `user_key`: `id` (object), `user` int32 and the columns `user_<name>`, int32 or float32."""
         table = pq.read_table(self.artifact / "users.parquet")

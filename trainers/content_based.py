@@ -91,32 +91,42 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     save(model, serving(model, data), config, workdir, history.history)
 
 
-def item_content(data: EncodedData, config: Config) -> np.ndarray:
+def item_content(data: EncodedData, config: Config, fitted: EncodedData | None = None) -> np.ndarray:
     """The items' content, float32 `[I, F]`: genres, bucket of the year, words of the title, categories; see
-    `weighted_content`. A missing value has no column.
+    `weighted_content`. A missing value has no column. The columns and weights are those of `fitted`, if it is given.
 
     Raises:
       ShortlistError: if there is nothing of it.
     """
-    blocks = {
-        "genres": data.items["genres"],
-        "year": _one_hot(data.year_bucket())[:, 1:],
-        "title": title_tokens(data.items["title"], config.title_tokens),
-    }
-    for name in data.state["categories"]:
-        rows = data.items[f"category_{name}"]
-        rows = np.where(rows < FIRST_ID + config.category_values, rows, OOV)
-        blocks[name] = _one_hot(rows)[:, OOV:]
+    blocks = _blocks(data, config, fitted or data)
     if not any(block.any() for block in blocks.values()):
         raise ShortlistError(
             "`content_based` needs items with genres, years, titles or categories. Give a table of items with "
             f"--set data.items=FILE. Received: {data.num_items - FIRST_ID:,} items without any."
         )
-    return weighted_content(blocks, {"title": config.title_weight})
+    counted = _blocks(fitted, config, fitted) if fitted else None
+    return weighted_content(blocks, {"title": config.title_weight}, counted)
 
 
-def _one_hot(rows: np.ndarray) -> np.ndarray:
-    return np.eye(rows.max(initial=0) + 1, dtype=np.float32)[rows]
+def _blocks(data: EncodedData, config: Config, fitted: EncodedData) -> dict[str, np.ndarray]:
+    blocks = {
+        "genres": data.items["genres"],
+        "year": _one_hot(data.year_bucket(), fitted.year_bucket())[:, 1:],
+        "title": title_tokens(data.items["title"], config.title_tokens, fitted.items["title"]),
+    }
+    for name in fitted.state["categories"]:
+        rows, counted = (
+            np.where(of < FIRST_ID + config.category_values, of, OOV)
+            for of in (d.items[f"category_{name}"] for d in (data, fitted))
+        )
+        blocks[name] = _one_hot(rows, counted)[:, OOV:]
+    return blocks
+
+
+def _one_hot(rows: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """One column a value from 0 to the highest of `fitted`; any other has none."""
+    size = fitted.max(initial=0) + 1
+    return np.eye(size + 1, size, dtype=np.float32)[np.minimum(rows, size)]
 
 
 def _new(config: Config, data: EncodedData) -> ContentBased:

@@ -167,7 +167,7 @@ def _trained(
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
     where = f"{name} ({model.model})"
-    return Trainer(parse(_config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
+    return Trainer(parse(config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
 
 
 def _bases(settings: Config | None) -> tuple[str, ...]:
@@ -209,10 +209,11 @@ def alone(model: str) -> dict[str, Any]:
 
 def setting_names(model: str) -> list[str]:
     """The settings of a model's trainer."""
-    return list(_config_class(model).model_fields)
+    return list(config_class(model).model_fields)
 
 
-def _config_class(model: str) -> type[Config]:
+def config_class(model: str) -> type[Config]:
+    """The settings of a model's trainer, as a class."""
     return importlib.import_module(f"shortlist.trainers.{model}").Config
 
 

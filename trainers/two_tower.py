@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -133,9 +133,9 @@ def depth_note(config: Config, examples: NextItemExamples) -> list[str]:
 
 def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
-    years, items = data.year_bucket(), data.items
-    titles, num_tokens = title_tokens(items["title"], TITLE_LENGTH) if config.title else (None, 0)
-    columns = {name: items[f"category_{name}"] for name in data.state["categories"]} if config.content else {}
+    content, items = item_content(config, data, data), data.items
+    years, titles, columns = content["years"], content["titles"], content["categories"]
+    num_tokens = len(title_words(items["title"])) + FIRST_ID if config.title else 0
     said = data.state["request"] if config.request else {}
     of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
     numbers, tokens = of_kind["number"], of_kind["tokens"]
@@ -176,7 +176,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         id_dropout=config.id_dropout,
         **{name: getattr(config, name) for name in shared},
     )
-    model.set_content(items["genres"], years, titles, columns)
+    model.set_content(**content)
     if numbers:
         known = data.users["user"] >= FIRST_ID
         model.set_numbers(np.stack([data.users[name][known] for name in numbers], axis=1))
@@ -189,20 +189,45 @@ def _quantiles(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.quantile(values, np.linspace(0, 1, 101)).tolist())
 
 
-def title_tokens(titles: np.ndarray, length: int, least: int = 2) -> tuple[np.ndarray, int]:
-    """The words of titles as rows of a table: int32 `[I, length]`, padded with 0, and the table's size.
+def item_content(config: Config, data: EncodedData, fitted: EncodedData) -> dict[str, Any]:
+    """What the candidates are told of the items of `data`, see `TwoTower.set_content`, in the words of `fitted`."""
+    items, columns = data.items, data.state["categories"] if config.content else ()
+    return {
+        "genres": items["genres"],
+        "years": np.minimum(data.year_bucket(), fitted.year_bucket().max()),
+        "titles": title_rows(items["title"], title_words(fitted.items["title"]), TITLE_LENGTH) if config.title else None,
+        "categories": {n: _known(items[f"category_{n}"], fitted.items[f"category_{n}"]) for n in columns},
+    }
 
-    A word is a run of letters and digits, in small letters; one in fewer than `least` titles has row 1, unknown.
+
+def _known(rows: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """The rows of a category, 1 for one past the highest of `fitted`."""
+    return np.where(rows <= fitted.max(), rows, 1)
+
+
+def title_words(titles: np.ndarray, least: int = 2) -> pa.Array:
+    """The words of at least so many titles, the most frequent first.
+
+    A word is a run of letters and digits, in small letters.
     """
-    words = pc.split_pattern_regex(pc.utf8_lower(pa.array(titles, pa.string())), r"[^\pL\pN]+")
-    flat, of = words.flatten(), pc.list_parent_indices(words).to_numpy()
-    said = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
-    flat, of = flat.filter(pa.array(said)), of[said]
-    counts = flat.value_counts().flatten()
+    counts = _words(titles)[0].value_counts().flatten()
     known = pa.table({"word": counts[0], "count": counts[1]}).sort_by([("count", "descending"), ("word", "ascending")])
-    known = known.filter(pc.greater_equal(known["count"], least))["word"].combine_chunks()
-    rows = pc.add(pc.index_in(flat, value_set=known), FIRST_ID).fill_null(1).to_numpy()
+    return known.filter(pc.greater_equal(known["count"], least))["word"].combine_chunks()
+
+
+def title_rows(titles: np.ndarray, words: pa.Array, length: int) -> np.ndarray:
+    """The words of titles as rows of a table, int32 `[I, length]`, padded with 0; another word has row 1, unknown."""
+    flat, of = _words(titles)
+    rows = pc.add(pc.index_in(flat, value_set=words), FIRST_ID).fill_null(1).to_numpy()
     place = np.arange(len(of)) - np.searchsorted(of, of)
     out = np.zeros((len(titles), length), np.int32)
     out[of[place < length], place[place < length]] = rows[place < length]
-    return out, len(known) + FIRST_ID
+    return out
+
+
+def _words(titles: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """All words of all titles, and whose title each is of."""
+    words = pc.split_pattern_regex(pc.utf8_lower(pa.array(titles, pa.string())), r"[^\pL\pN]+")
+    flat, of = words.flatten(), pc.list_parent_indices(words).to_numpy()
+    said = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
+    return flat.filter(pa.array(said)), of[said]
