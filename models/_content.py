@@ -17,13 +17,25 @@ def title_tokens(titles: np.ndarray, most: int, fitted: np.ndarray | None = None
       most: at least 0.
       fitted: the titles whose words have the columns; `titles` themselves if None.
     """
-    fitted = titles if fitted is None else fitted
-    if not most or not any(fitted):
+    words = _words(titles if fitted is None else fitted, most)
+    if words is None:
         return np.zeros((len(titles), 0), np.float32)
+    return words(tf.constant(np.asarray(titles, np.str_))).numpy()[:, 1:]  # column 0 is that of the other words
+
+
+def title_words(titles: np.ndarray, most: int) -> list[str]:
+    """The words that have a column of `title_tokens`, in their order."""
+    words = _words(titles, most)
+    return [] if words is None else [str(word) for word in words.get_vocabulary()[1:]]
+
+
+def _words(titles: np.ndarray, most: int) -> tf.keras.layers.Layer | None:
+    """The layer that counts the words of titles; None where none has a column."""
+    if not most or not any(titles):
+        return None
     words = tf.keras.layers.TextVectorization(max_tokens=most + 1, output_mode="multi_hot")
-    titles = np.asarray(titles, np.str_)
-    words.adapt(np.asarray(fitted, np.str_))
-    return words(tf.constant(titles)).numpy()[:, 1:]  # column 0 is that of the other words
+    words.adapt(np.asarray(titles, np.str_))
+    return words
 
 
 def weighted_content(

@@ -1,6 +1,7 @@
 """Trains `TwoTower`."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._warm import RESERVED, Tables, carry, labels
 
 TITLE_LENGTH = 16
 """Words kept of a title."""
@@ -79,6 +81,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     examples = make_examples(config, data, rows)
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
+    notes = carry(model, tables, config, inputs, data) + depth_note(config, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
     batches, steps = next_item_batches(examples, config, first)
     history = model.fit(
@@ -89,7 +92,41 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model, data), config, workdir, history.history, depth_note(config, examples))
+    save(model, serving(model, data), config, workdir, history.history, notes)
+
+
+def tables(model: TwoTower, data: EncodedData, config: Config) -> Tables:
+    """All that is learned, tables by the ids, values and words of their rows; see `carry`."""
+    said, content = data.state["request"], model.content
+    found: Tables = {"candidate_table": (model.candidate_table, labels(data, "items"))}
+    if not model.shared_item_table:
+        found["history_table"] = (model.history_table, labels(data, "items"))
+    if model.user_table is not None:
+        found["user_table"] = (model.user_table, labels(data, "users"))
+    for name, table in model.category_tables.items():
+        found[f"{name}_table"] = (table, labels(data, said[name]["file"]))
+    if model.token_table is not None:
+        found["token_table"] = (model.token_table, labels(data, "query"))
+    for name in ("time_table", "age_table"):
+        found[name] = (getattr(model, name), None)
+    if content is not None and model.num_genres:
+        found["genre_table"] = (content.genre_table, data.state["genres"])
+    if content is not None and model.num_years:
+        found["year_table"] = (content.year_table, ["unknown", *_buckets(data.state["year_boundaries"])])
+    if content is not None and model.num_title_tokens:
+        words = title_words(data.items["title"]).to_pylist()
+        found["title_table"] = (content.title_table, [*RESERVED, *words])
+    for name, table in content.column_tables.items() if content is not None else ():
+        found[f"item_{name}_table"] = (table, labels(data, f"category_{name}"))
+    for number, layer in enumerate(model.tower):
+        found |= {f"layer {number}": (layer.kernel, None), f"bias {number}": (layer.bias, None)}
+    return {name: entry for name, entry in found.items() if entry[0] is not None}
+
+
+def _buckets(boundaries: Sequence[float]) -> list[str]:
+    """The buckets of the year by what they hold, so that only one of the same years is the same."""
+    ends = ["", *map(str, boundaries), ""]
+    return [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
 
 
 def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExamples:

@@ -115,6 +115,10 @@ def run(
     seed: Seed = None,
     positive_threshold: Threshold = None,
     refit: Annotated[bool, typer.Option("--refit", help="Train the sources on everything before the export.")] = False,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Begin with the embeddings that an earlier run learned, by id; it is kept."),
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: 5]", min=1)] = None,
     force: Force = None,
 ) -> None:
@@ -123,6 +127,10 @@ def run(
     Finished steps are kept in the run's folder, so the same command goes on where it was stopped. Exit code 3 says that
     the two-stage order was not better than what is simpler: nothing was pushed then.
 
+    With --warm-start, items, users, words and values that the earlier run knew begin with the rows that it learned for
+    them, wherever these stand now; fewer epochs will do (--set sources.two_tower.epochs=4). It must have been split
+    alike, on the same data or on data that goes on: what was trained on what is measured here is refused.
+
     Example: [bold]shortlist run --data tfds:movielens/latest-small --set sources.wals.embedding_dim=128[/bold]
     """
     from shortlist.trainers.two_stage import load_config, two_stage
@@ -130,6 +138,8 @@ def run(
     _, given = _given("two_stage", data, archive_dir, None, overrides, seed, positive_threshold)
     if keep is not None:
         given["push.keep"] = keep
+    if warm_start is not None:
+        given["warm_start"] = str(warm_start)
     settings = load_config(config, {"workdir": str(workdir or Path("runs") / _slug(data)), **given})
     settings = settings.model_copy(update={"refit": refit or settings.refit})
     _show_run(settings, _execute(two_stage, settings, force))
