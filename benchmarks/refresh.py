@@ -178,7 +178,7 @@ def checks(a: argparse.Namespace, run: Path, changed: dict[str, np.ndarray]) -> 
     rows.append({"case": case, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": 10.0, "ok": ours >= 10 * peer})
 
     query = {
-        "user": tf.constant(old.user_rows(tf.constant(users)) if hasattr(old, "user_rows") else np.ones(ASKED), tf.int32),
+        "user": tf.constant(rng.integers(2, a.users, ASKED), tf.int32),
         "history": tf.constant(rng.integers(2, a.items // 2, (ASKED, 10)), tf.int32),
         "history_time": tf.constant(np.full((ASKED, 10), START), tf.int64),
         "time": tf.constant(np.full(ASKED, START + 300 * DAY), tf.int64),

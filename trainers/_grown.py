@@ -30,6 +30,8 @@ from shortlist.trainers._common import TrainerConfig, bases, interaction_matrix,
 
 NEAREST = 10
 """Items whose place in a history a new one takes, by content."""
+BLOCK = 1024
+"""New items looked at together."""
 
 
 def grow(config: Any, inputs: Mapping[str, Any], workdir: Path) -> None:
@@ -98,8 +100,9 @@ def larger(old: Any, earlier: EncodedData, data: EncodedData) -> Any:
 def put(old: list[tf.Variable], new: list[tf.Variable]) -> None:
     """Puts weights into as many larger ones, at their beginning; the rest is 0."""
     for source, target in zip(old, new, strict=True):
-        missing = [(0, now - before) for before, now in zip(source.shape, target.shape, strict=True)]
-        target.assign(np.pad(source.numpy(), missing))
+        values = np.zeros(target.shape, target.dtype.as_numpy_dtype)
+        values[tuple(map(slice, source.shape))] = source.numpy()
+        target.assign(values)
 
 
 def _with_bases(old: Hybrid, data: EncodedData, models: Mapping[str, Any]) -> Hybrid:
@@ -120,16 +123,16 @@ def _with_bases(old: Hybrid, data: EncodedData, models: Mapping[str, Any]) -> Hy
 
 def _watched_like(model: TwoTower, first: int) -> None:
     """Gives items from the row `first` on the mean place in a history of the ones nearest by content."""
-    new = tf.range(first, model.num_items)
-    if model.content is None or not len(new):
+    if model.content is None:
         return
     vectors = tf.math.l2_normalize(model.content(tf.range(model.num_items)), axis=1)
-    known = tf.cast(model.trained[:first] > 0, tf.float32)
-    cosine = tf.linalg.matmul(vectors[first:], vectors[:first], transpose_b=True)  # [N, I]
-    cosine = tf.where(known > 0, cosine, -np.inf)
-    near = tf.math.top_k(cosine, min(NEAREST, int(tf.reduce_sum(known)))).indices
-    table = model.history_table
-    table.scatter_nd_update(new[:, tf.newaxis], tf.reduce_mean(tf.gather(table, near), axis=1))
+    known = np.flatnonzero(model.trained.numpy()[:first] > 0)
+    table, of_known = model.history_table, tf.gather(vectors, known)  # [K, D]
+    for start in range(first, model.num_items, BLOCK):
+        rows = tf.range(start, min(start + BLOCK, model.num_items))
+        cosine = tf.linalg.matmul(tf.gather(vectors, rows), of_known, transpose_b=True)  # [N, K]
+        near = tf.gather(known, tf.math.top_k(cosine, min(NEAREST, len(known))).indices)
+        table.scatter_nd_update(rows[:, tf.newaxis], tf.reduce_mean(tf.gather(table, near), axis=1))
 
 
 def _fold(model: WALS, config: Any, data: EncodedData, first: int) -> None:
