@@ -1,4 +1,4 @@
-"""How long `shortlist refresh` takes, as a command, from its start to the pushed version; and what that version answers.
+"""How long `shortlist refresh` takes, as a command, from its start to the pushed version; and what that one answers.
 
 A log is drawn over a catalogue of topics: a topic has genres of its own and words in its titles, and users watch mostly
 items of a few. The whole pipeline runs on it once (with WALS, a two-tower that reads titles, and the cosine of content
@@ -75,7 +75,9 @@ def log_table(a: argparse.Namespace) -> pa.Table:
     rank = 1 / (1 + np.arange(per_topic))
     for user in range(a.users):
         liked = rng.choice(topics(a), 3)
-        topic = np.where(rng.random(3 * EVENTS) < 0.8, rng.choice(liked, 3 * EVENTS), rng.integers(0, topics(a), 3 * EVENTS))
+        topic = np.where(
+            rng.random(3 * EVENTS) < 0.8, rng.choice(liked, 3 * EVENTS), rng.integers(0, topics(a), 3 * EVENTS)
+        )
         place = rng.choice(per_topic, 3 * EVENTS, p=rank / rank.sum())
         own = list(dict.fromkeys((place * topics(a) + topic).tolist()))[:EVENTS]
         picked += own
@@ -164,7 +166,9 @@ def checks(a: argparse.Namespace, run: Path, changed: dict[str, np.ndarray]) -> 
     for user in users:
         for signature in ("recommend", "retrieve"):
             returned += len(gone & {*asked(new, signature, user=[user], k=[size]).ravel()})
-    rows = [{"case": "removed items returned", "ours": returned, "peer": None, "ratio": None, "bar": 0, "ok": not returned}]
+    rows = [
+        {"case": "removed items returned", "ours": returned, "peer": None, "ratio": None, "bar": 0, "ok": not returned}
+    ]
 
     found, chance = [], []
     for topic in range(min(topics(a), ASKED)):

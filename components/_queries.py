@@ -67,7 +67,7 @@ class EncodedData:
 
     @cached_property
     def closed(self) -> np.ndarray:
-        """bool `[I]`: the items that a refresh has taken out of the catalogue. They are known, and never returned."""
+        """Bool `[I]`: the items that a refresh has taken out of the catalogue. They are known, and never returned."""
         listed = pq.read_table(self.artifact / "items.parquet", columns=["listed"])["listed"].to_numpy()
         return ~listed & (np.arange(self.num_items) >= 2)
 

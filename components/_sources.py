@@ -70,7 +70,9 @@ def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str])
       ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
         ids that it must have or without rows.
     """
-    raw = {setting: _raw(file, setting, columns, kind if setting == "source" else "") for setting, file in files.items()}
+    raw = {
+        setting: _raw(file, setting, columns, kind if setting == "source" else "") for setting, file in files.items()
+    }
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
     tables = {setting: _named(table, columns, files[setting], setting) for setting, table in raw.items()}
     about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}

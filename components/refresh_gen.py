@@ -122,7 +122,12 @@ class RefreshGen(Component):
         there = [pa.array(np.full(len(listed), True)), pa.array(np.full(len(rest), False))]
         items = pa.concat_tables([pa.table(columns, schema=fitted.schema), rest])
         items = items.append_column("listed", pa.chunked_array(there))
-        counts = {"items": len(listed), "added": int((~old).sum()), "removed": gone, "changed": int((old & differs).sum())}
+        counts = {
+            "items": len(listed),
+            "added": int((~old).sum()),
+            "removed": gone,
+            "changed": int((old & differs).sum()),
+        }
         return items.combine_chunks(), counts
 
     def _interactions(self, parts: dict[str, pa.Table], earlier: Splits | None) -> pa.Table:
@@ -136,7 +141,9 @@ class RefreshGen(Component):
             for field in like:
                 there = field.name in read.column_names
                 columns[field.name] = (
-                    _as(read[field.name], field.type, field.name, path.name) if there else pa.nulls(len(read), field.type)
+                    _as(read[field.name], field.type, field.name, path.name)
+                    if there
+                    else pa.nulls(len(read), field.type)
                 )
             tables.append(pa.table(columns, schema=like))
         every = pa.concat_tables([table.select(like.names).cast(like) for table in (*parts.values(), *tables)])

@@ -52,8 +52,8 @@ class Trainer(Component):
         the one to train builds on, by name.
 
         Raises:
-          ShortlistError: if one of these was not made from `encoded`, or `start` from `earlier`, and whatever the trainer
-            refuses.
+          ShortlistError: if one of these was not made from `encoded`, or `start` from `earlier`, and whatever the
+            trainer refuses.
         """
         module, _, function = self.run_fn.partition(":")
         for base in (of or {}).values():

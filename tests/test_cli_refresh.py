@@ -83,7 +83,9 @@ def ask(bundle: Any, signature: str = "recommend", **given: list[Any]) -> dict[s
     batch = len(next(iter(given.values())))
     inputs = {}
     for name, spec in function.structured_input_signature[1].items():
-        absent = tf.fill([batch] + [1] * (spec.shape.rank - 1), tf.constant("" if spec.dtype == tf.string else -1, spec.dtype))
+        absent = tf.fill(
+            [batch] + [1] * (spec.shape.rank - 1), tf.constant("" if spec.dtype == tf.string else -1, spec.dtype)
+        )
         inputs[name] = tf.constant(given[name], spec.dtype) if name in given else absent
     found = {name: values.numpy() for name, values in function(**inputs).items()}
     return {n: v.astype(str) if v.dtype == object else v for n, v in found.items()}
@@ -95,7 +97,9 @@ USER_IDS = [f"u{n}" for n in range(USERS)]
 def test_removed_items_are_never_returned_and_new_ones_are(run: Path, today: Path) -> None:
     result = cli("refresh", run, "--items", today)
     assert result.exit_code == 0, result.output
-    assert flat(result.stdout).startswith("64 items: 8 new, 0 changed, 4 removed. 0 new interactions of 0 users, 0 of them new.")
+    assert flat(result.stdout).startswith(
+        "64 items: 8 new, 0 changed, 4 removed. 0 new interactions of 0 users, 0 of them new."
+    )
     assert f"Pushed: {run / 'pushed' / 'shortlist' / '2'}" in result.stdout
     bundle = version(run, 2)
     every = ITEMS + len(NEW)
@@ -200,7 +204,9 @@ def test_users_are_as_they_are_now_and_add_up_over_refreshes(run: Path, today: P
     assert shown.exit_code == 0
     assert "Film 4" in shown.stdout
 
-    pq.write_table(pa.table({"user": ["later"], "item": ["i9"], "timestamp": [1_700_000_300]}), tmp_path / "tuesday.parquet")
+    pq.write_table(
+        pa.table({"user": ["later"], "item": ["i9"], "timestamp": [1_700_000_300]}), tmp_path / "tuesday.parquet"
+    )
     second = cli("refresh", run, "--items", today, "--interactions", tmp_path / "tuesday.parquet")
     assert "4 new interactions of 3 users, 2 of them new." in flat(second.stdout)
     assert not {"n0", "i4"} & {*ask(version(run, 3), user=["new"], k=[20])["items"][0]}
@@ -279,8 +285,8 @@ def test_a_run_that_was_not_blessed_is_refused_and_marked_when_forced(run: Path,
     unblessed(run)
     line = refused("refresh", run, "--items", today)
     assert line == (
-        "`run` must be blessed, or nothing of it is published: It is not better than popularity. Give --force to publish "
-        f"it all the same; the version is marked then. Received: {run}."
+        "`run` must be blessed, or nothing of it is published: It is not better than popularity. Give --force to "
+        f"publish it all the same; the version is marked then. Received: {run}."
     )
     forced = cli("refresh", run, "--items", today, "--force")
     assert forced.exit_code == 0
@@ -314,7 +320,9 @@ def test_a_full_disk_leaves_the_last_version(
 def test_refuses_what_cannot_be_refreshed(home: Path, run: Path, today: Path, tmp_path: Path) -> None:
     pq.write_table(rows_of(NEW), tmp_path / "new.parquet")
     line = refused("refresh", run, "--items", tmp_path / "new.parquet")
-    assert line.startswith("`--items` must be the whole catalogue, not only what is new: it lacks 60 of the run's 60 items")
+    assert line.startswith(
+        "`--items` must be the whole catalogue, not only what is new: it lacks 60 of the run's 60 items"
+    )
     assert "takes data.columns.* and push.* alone" in refused("refresh", run, "--items", today, "--set", "seed=3")
     assert "`run` must be the folder of a finished run" in refused("refresh", tmp_path, "--items", today)
     assert "`--items` must be a file that can be read" in refused("refresh", run, "--items", tmp_path / "none.parquet")

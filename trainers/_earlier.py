@@ -9,7 +9,7 @@ from shortlist.components.artifacts import LINEAGE, Model
 from shortlist.components.pipeline import Node, Pipeline
 
 WARM = ("biased_mf", "camf", "content_based", "two_tower", "wals")
-"""Models with rows that are learned step by step. The others are counted or solved for anew, whatever they begin with."""
+"""Models with rows that are learned step by step. The others are counted, or solved for, anew."""
 
 
 def warm_inputs(p: Pipeline, run: Path | None, step: str, model: str, config: Any) -> dict[str, Node]:

@@ -1,4 +1,4 @@
-"""Trained retrievers over a catalogue that has changed: rows stay where they are, new ones stand behind, none is trained.
+"""Trained retrievers over a catalogue that has changed: rows stay where they are, new ones stand behind them.
 
 A new item is to a model what one without a training row is: its content alone to one that has a side for content, 0 or
 −∞ to one that knows nothing but who watched what.

@@ -1,4 +1,4 @@
-"""A start with what an earlier run has learned: rows of tables are taken over by what they are of, whatever their places.
+"""A start with what an earlier run has learned: rows of tables are taken over by what they are of.
 
 Measured models learn from the training part alone. So what they begin with must not have seen the later parts of this
 data either, and `carry` refuses it.
@@ -71,8 +71,8 @@ def carry(
         if source.shape[1:] != variable.shape[1:] or (own is None and source.shape != variable.shape):
             raise ShortlistError(
                 f"`--warm-start` needs tables of the same widths: `{name}` of {info['model']} is of shape "
-                f"{tuple(source.shape)} in that run, and of {tuple(variable.shape)} here. Give the settings of that run, "
-                f"such as embedding_dim and hidden_units, or leave --warm-start out. Received: {start.uri}."
+                f"{tuple(source.shape)} in that run, and of {tuple(variable.shape)} here. Give the settings of that "
+                f"run, such as embedding_dim and hidden_units, or leave --warm-start out. Received: {start.uri}."
             )
         if own is None or theirs is None:
             variable.assign(source)
@@ -105,8 +105,9 @@ def _refuse_seen(earlier: EncodedData, trained_on: str, data: EncodedData, start
         if count := int(np.isin(held, known).sum()):
             raise ShortlistError(
                 f"`--warm-start` must be a run that was not trained on what is measured here: {count:,} of the "
-                f"{len(held):,} rows of {name} were in its training part. Split as that run did (split.strategy, split.seed "
-                f"and the shares), on the same data or on data that goes on, or leave --warm-start out. Received: {start.uri}."
+                f"{len(held):,} rows of {name} were in its training part. Split as that run did (split.strategy, "
+                "split.seed and the shares), on the same data or on data that goes on, or leave --warm-start out. "
+                f"Received: {start.uri}."
             )
 
 

@@ -57,7 +57,7 @@ class TwoStage(Config):
       workdir: the run's folder.
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
-      warm_start: the folder of an earlier run, which is kept: rows of embeddings begin as they were learned there, by id.
+      warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
     """
 
     workdir: Path = Path("runs/demo")

@@ -171,7 +171,7 @@ def depth_note(config: Config, examples: NextItemExamples) -> list[str]:
 def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
     content, items = item_content(config, data, data), data.items
-    years, titles, columns = content["years"], content["titles"], content["categories"]
+    years, columns = content["years"], content["categories"]
     num_tokens = len(title_words(items["title"])) + FIRST_ID if config.title else 0
     said = data.state["request"] if config.request else {}
     of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
@@ -232,7 +232,9 @@ def item_content(config: Config, data: EncodedData, fitted: EncodedData) -> dict
     return {
         "genres": items["genres"],
         "years": np.minimum(data.year_bucket(), fitted.year_bucket().max()),
-        "titles": title_rows(items["title"], title_words(fitted.items["title"]), TITLE_LENGTH) if config.title else None,
+        "titles": title_rows(items["title"], title_words(fitted.items["title"]), TITLE_LENGTH)
+        if config.title
+        else None,
         "categories": {n: _known(items[f"category_{n}"], fitted.items[f"category_{n}"]) for n in columns},
     }
 

@@ -468,7 +468,11 @@ def refresh(
 
     found = _run_of(run)
     settings = found.settings.model_dump()
-    given = parse_overrides(overrides or []) | ({"push.keep": keep} if keep else {}) | ({"push.force": True} if force else {})
+    given = (
+        parse_overrides(overrides or [])
+        | ({"push.keep": keep} if keep else {})
+        | ({"push.force": True} if force else {})
+    )
     for name in given:
         if not name.startswith(("data.columns.", "push.")):
             raise ShortlistError(
@@ -502,8 +506,8 @@ PUSHER = "Pusher.refresh"
 
 def _show_refresh(counts: dict[str, int], pushed: dict[str, Any]) -> None:
     out.print(
-        "{items:,} items: {added:,} new, {changed:,} changed, {removed:,} removed. {interactions:,} new interactions of "
-        "{users:,} users, {new_users:,} of them new.".format(**counts),
+        "{items:,} items: {added:,} new, {changed:,} changed, {removed:,} removed. {interactions:,} new interactions "
+        "of {users:,} users, {new_users:,} of them new.".format(**counts),
         soft_wrap=True,
     )
     if counts["unknown_items"]:

@@ -39,7 +39,9 @@ class World:
     def made(self, name: str, of: dict[str, Model] | None = None, **settings: Any) -> tuple[Model, Model, Any]:
         """A model trained on `before`, the same for `now`, and its settings."""
         trainer = importlib.import_module(f"shortlist.trainers.{name}")
-        config = trainer.Config(**{**defaults(name), **({"epochs": 2} if "epochs" in defaults(name) else {}), **settings})
+        config = trainer.Config(
+            **{**defaults(name), **({"epochs": 2} if "epochs" in defaults(name) else {}), **settings}
+        )
         old, new = (Model(self.folder / f"{name}.{n}.{len([*self.folder.iterdir()])}", name) for n in ("old", "new"))
         for model in (old, new):
             model.uri.mkdir()
@@ -69,7 +71,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         own = rng.permutation([i for i in range(ITEMS) if i % 2 == user % 2])[:6]
         for n, i in enumerate(own):
             more = {"rating": 3.0 + float(rng.integers(0, 3)), "context_place": ("home", "away")[user % 2]}
-            parts["train" if n < 5 else "test"].append(tables.row(f"u{user}", f"i{i}", START + 10_000 * n + user, **more))
+            parts["train" if n < 5 else "test"].append(
+                tables.row(f"u{user}", f"i{i}", START + 10_000 * n + user, **more)
+            )
     columns = {"language": pa.string(), "length": pa.float64()}
     splits = tables.write_splits(folder / "s", parts, [item_row(n) for n in range(ITEMS)], item_columns=columns)
     before = tables.encode(splits)
@@ -154,8 +158,12 @@ def test_ease_with_the_largest_weights_alone(world: World) -> None:
     assert not found[:, -2:].any()
 
 
-@pytest.mark.parametrize(("name", "form"), [("two_tower", {}), ("content_based", {}), ("content_based", {"form": "profile"})])
-def test_a_new_item_stands_with_those_of_its_genre_year_and_words(world: World, name: str, form: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "form"), [("two_tower", {}), ("content_based", {}), ("content_based", {"form": "profile"})]
+)
+def test_a_new_item_stands_with_those_of_its_genre_year_and_words(
+    world: World, name: str, form: dict[str, str]
+) -> None:
     _, new, _ = world.made(name, **{**SETTINGS[name], "epochs": 40, **form})
     data = EncodedData(world.now)
     ids = data.items["id"].tolist()
@@ -175,7 +183,9 @@ def test_a_new_item_stands_with_those_of_its_genre_year_and_words(world: World, 
 
 
 def test_a_new_item_in_a_history_says_what_those_like_it_do(world: World) -> None:
-    _, new, _ = world.made("two_tower", **{**SETTINGS["two_tower"], "epochs": 40, "user_id": False, "request_time": False})
+    _, new, _ = world.made(
+        "two_tower", **{**SETTINGS["two_tower"], "epochs": 40, "user_id": False, "request_time": False}
+    )
     data = EncodedData(world.now)
     ids = data.items["id"].tolist()
     query = {name: values[:1] for name, values in queries(data).items()}
