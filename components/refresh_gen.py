@@ -115,7 +115,7 @@ class RefreshGen(Component):
         for name in said:
             differs |= np.array([a != b for a, b in zip(same[name].to_pylist(), was[name].to_pylist(), strict=True)])
         old = pc.is_in(listed["item"], value_set=known).to_numpy()
-        if newest is not None:
+        if newest is not None and "added" in columns:
             absent = pc.and_(before.is_null(), columns["added"].is_null())
             columns["added"] = pc.if_else(absent, pa.scalar(newest, pa.int64()), columns["added"])
         rest = fitted.filter(pc.invert(pc.is_in(fitted["item"], value_set=listed["item"].combine_chunks())))
