@@ -23,9 +23,10 @@ from shortlist.models.content_based import ContentBased
 from shortlist.models.ease import EASE
 from shortlist.models.hybrid import Hybrid
 from shortlist.models.item_knn import ItemKNN
+from shortlist.models.knowledge_based import KnowledgeBased
 from shortlist.models.two_tower import TwoTower
 from shortlist.models.wals import WALS
-from shortlist.trainers import content_based, two_tower, wals
+from shortlist.trainers import content_based, knowledge_based, two_tower, wals
 from shortlist.trainers._common import TrainerConfig, bases, interaction_matrix, prepare, save, serving
 
 NEAREST = 10
@@ -58,10 +59,14 @@ def grow(config: Any, inputs: Mapping[str, Any], workdir: Path) -> None:
         _watched_like(model, earlier.num_items)
     elif isinstance(model, ContentBased):
         model.set_content(content_based.item_content(data, config, earlier), data.items["id"])
+    elif isinstance(model, KnowledgeBased):
+        model.has.assign(knowledge_based.item_attributes(data, config.category_values, earlier)[1])
+        model.number.assign(np.stack([*knowledge_based.item_numbers(data).values()], axis=1))
     elif isinstance(model, WALS):
         _fold(model, config, data, earlier.num_items)
     info = start.read_json("model.json")
-    save(model, serving(model, data), _without_notes(config), workdir, info["history"], info["notes"])
+    module = knowledge_based.module_of if isinstance(model, KnowledgeBased) else serving
+    save(model, module(model, data), _without_notes(config), workdir, info["history"], info["notes"])
 
 
 def _without_notes(config: TrainerConfig) -> TrainerConfig:

@@ -23,7 +23,7 @@ from shortlist.trainers.two_stage import TwoStage, config_class
 
 STEP = "refresh"
 RECORD = "refreshed.json"
-OF_DATA = ("fresh", "knowledge_based", "neighbours", "popularity", "post_filter", "similar_users", "table")
+OF_DATA = ("fresh", "neighbours", "popularity", "post_filter", "similar_users", "table")
 """Models that are no more than what their trainer copies or counts: it makes them anew, of the same training part."""
 
 
