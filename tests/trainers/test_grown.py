@@ -18,6 +18,8 @@ from shortlist.components.artifacts import Encoded, Model, Splits
 from shortlist.components.refresh_gen import RefreshConfig, RefreshGen
 from shortlist.components.transform import Transform, TransformConfig
 from shortlist.models import discover
+from shortlist.models.two_tower import TwoTower
+from shortlist.trainers import _grown
 from shortlist.trainers._grown import grow
 from shortlist.trainers.refresh import OF_DATA
 from shortlist.trainers.two_stage import defaults, model_names
@@ -183,17 +185,20 @@ def test_a_new_item_stands_with_those_of_its_genre_year_and_words(
         assert liked > not_liked
 
 
-def test_a_new_item_in_a_history_stands_where_those_nearest_by_content_do(world: World) -> None:
-    _, new, _ = world.made("two_tower", **{**SETTINGS["two_tower"], "embedding_dim": 4})
-    data = EncodedData(world.now)
-    model = tf.keras.models.load_model(str(new / "model.keras"), compile=False)
-    content, history = model.content(tf.range(data.num_items)).numpy(), model.history_table.numpy()
-    known = np.flatnonzero(model.trained.numpy())
-    assert len(known) > 10
-    for row in range(EncodedData(world.before).num_items, data.num_items):
-        cosine = [content[row] @ content[n] / np.linalg.norm(content[row]) / np.linalg.norm(content[n]) for n in known]
-        near = known[np.argsort(cosine)[-10:]]
-        np.testing.assert_allclose(history[row], history[near].mean(axis=0), rtol=1e-4, atol=1e-6)
+def test_a_new_item_in_a_history_stands_where_those_nearest_by_content_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_grown, "NEAREST", 2)
+    monkeypatch.setattr(_grown, "BLOCK", 1)
+    model = TwoTower(num_items=8, embedding_dim=3, num_genres=3)
+    genres = [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [2, 1, 0], [3, 1, 0], [0, 1, 4]]
+    model.set_content(np.array(genres))
+    model.content.genre_table.assign(np.eye(3))
+    model.trained.assign([0, 0, 1, 1, 1, 0, 0, 0])  # item 5 was in no history's way when it was trained
+    before = model.history_table.numpy()
+    _grown._watched_like(model, 6)
+    after = model.history_table.numpy()
+    np.testing.assert_array_equal(after[:6], before[:6])
+    np.testing.assert_allclose(after[6], (before[2] + before[4]) / 2, rtol=1e-6)  # cosines .95 and .89, then .32
+    np.testing.assert_allclose(after[7], (before[3] + before[4]) / 2, rtol=1e-6)  # .24 and .17, then 0
 
 
 @pytest.mark.parametrize("weighed", [{}, {"confidence": "linear", "alpha": 2.0}])
