@@ -23,6 +23,7 @@ __all__ = [
     "InfraValidator",
     "Pipeline",
     "Pusher",
+    "RefreshGen",
     "Reporter",
     "RetrievalIndex",
     "SchemaGen",

@@ -85,7 +85,8 @@ def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: Sho
     quota = config.quotas(loaded)
     features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
     size = min(config.size, sum(quota.values()))
-    return Shortlist(loaded, quota, size, catalogue.recent_count, features, data.kinds)
+    closed = data.closed if data.closed.any() else None
+    return Shortlist(loaded, quota, size, catalogue.recent_count, features, data.kinds, closed)
 
 
 def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":

@@ -66,6 +66,12 @@ class EncodedData:
         }
 
     @cached_property
+    def closed(self) -> np.ndarray:
+        """Bool `[I]`: the items that a refresh has taken out of the catalogue. They are known, and never returned."""
+        listed = pq.read_table(self.artifact / "items.parquet", columns=["listed"])["listed"].to_numpy()
+        return ~listed & (np.arange(self.num_items) >= 2)
+
+    @cached_property
     def users(self) -> Rows:
         """By `user_key`: `id` (object), `user` int32 and the columns `user_<name>`, int32 or float32."""
         table = pq.read_table(self.artifact / "users.parquet")
@@ -98,8 +104,11 @@ class EncodedData:
 
     def category(self, file: str, rows: np.ndarray) -> pa.Array:
         """The values of a category by their rows, of the vocabulary `file`; null for what is missing or unknown."""
-        values = (self.artifact / f"{file}.txt").read_text("utf-8").split("\n")[:-1]
-        return pa.array([None, None, *values], pa.string()).take(pa.array(rows))
+        return pa.array([None, None, *self.vocabulary(file)], pa.string()).take(pa.array(rows))
+
+    def vocabulary(self, file: str) -> list[str]:
+        """The lines of a vocabulary; line n is row n + 2."""
+        return (self.artifact / f"{file}.txt").read_text("utf-8").split("\n")[:-1]
 
     def year_bucket(self) -> np.ndarray:
         """int32 `[I]`: 0 for an unknown year, else 1 + its bucket."""

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from shortlist import ShortlistError
 from shortlist.components._tables import INTERACTIONS, ITEMS, RANKING, USERS, conform, first, listed, require, show
 
-KNOWN = {"source": INTERACTIONS, "items": ITEMS, "users": USERS, "path": RANKING}
-REQUIRED = {"source": ("user", "item"), "items": ("item",), "users": ("user",)}
+KNOWN = {"source": INTERACTIONS, "interactions": INTERACTIONS, "items": ITEMS, "users": USERS, "path": RANKING}
+REQUIRED = {"source": ("user", "item"), "interactions": ("user", "item"), "items": ("item",), "users": ("user",)}
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,35 @@ def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str])
       ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
         ids that it must have or without rows.
     """
-    forms = {setting: _form(path) for setting, path in files.items()} | {"source": kind}
-    raw: dict[str, pa.Table] = {}
-    for setting, file in files.items():
-        with opened(file, setting):
-            raw[setting] = _READ[forms[setting]](file, setting, columns)
+    raw = {
+        setting: _raw(file, setting, columns, kind if setting == "source" else "") for setting, file in files.items()
+    }
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
-    tables = {setting: _renamed(table, columns) for setting, table in raw.items()}
-    for setting, table in tables.items():
-        require(table, REQUIRED[setting], raw[setting].column_names, files[setting].name)
-        if len(table) == 0:
-            raise ShortlistError(
-                f"`{setting}` must hold at least one row. Received: {files[setting]}, a table without rows."
-            )
+    tables = {setting: _named(table, columns, files[setting], setting) for setting, table in raw.items()}
     about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}
     return Tables(tables["source"], tables.get("items"), tables.get("users"), about)
+
+
+def read_table(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    """One file of "interactions" or "items", CSV or, by its suffix, Parquet; see `read_files`.
+
+    What `columns` has for columns that the file does not have means nothing.
+    """
+    return _named(_raw(path, setting, columns), columns, path, setting)
+
+
+def _raw(path: Path, setting: str, columns: Mapping[str, str], form: str = "") -> pa.Table:
+    with opened(path, setting):
+        return _READ[form or _form(path)](path, setting, columns)
+
+
+def _named(raw: pa.Table, columns: Mapping[str, str], path: Path, setting: str) -> pa.Table:
+    """With our names; refused without the ids that the table must have, or without rows."""
+    table = _renamed(raw, columns)
+    require(table, REQUIRED[setting], raw.column_names, path.name)
+    if len(table) == 0:
+        raise ShortlistError(f"`{setting}` must hold at least one row. Received: {path}, a table without rows.")
+    return table
 
 
 def read_ranking(path: Path) -> pa.Table:

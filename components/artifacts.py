@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 from shortlist import ShortlistError
 
 LINEAGE = "lineage.json"
+NEW = "new"
+"""The part of the interactions that came after a run was split, and that nothing was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,24 @@ class Artifact:
     @cached_property
     def lineage(self) -> dict[str, Any]:
         return json.loads((self.uri / LINEAGE).read_text())
+
+    @cached_property
+    def parents(self) -> dict[str, Any]:
+        """The artifacts that it was made from, by the name of the input.
+
+        Raises:
+          ShortlistError: if one of them is gone.
+        """
+        found = {}
+        for name, made in self.lineage["inputs"].items():
+            cls = next(c for c in Artifact.__subclasses__() if c.type == made["type"])
+            found[name] = cls(self.uri.parents[2] / made["uri"], made["fingerprint"])
+            if not (found[name] / LINEAGE).exists():
+                raise ShortlistError(
+                    f"`run` must be whole: `{self.uri.name}` ({self.type}) was made from an artifact that is gone. Run "
+                    f"`shortlist run` on its folder again. Received: {found[name].uri}."
+                )
+        return found
 
     def read_json(self, name: str) -> Any:
         return json.loads((self.uri / name).read_text())
@@ -112,6 +132,10 @@ class Splits(Artifact):
       id_out string. The parts, the items and the users have the new ids; context is kept.
     - `splits.json`: `{"strategy", "seed", "positive_threshold", "rows": {split: n}, "users": {split: n},
       "guarantee": one sentence on what the strategy promises}`.
+    - From `RefreshGen`, the parts of an earlier run with a catalogue of today: `new.parquet`, interactions since then;
+      `items.parquet` has the removed items too and a further column `listed` bool; `fitted_items.parquet`, the items as
+      they were, which vocabularies are fitted on; `refresh.json`: `{"items", "added", "removed", "changed",
+      "interactions", "users", "new_users", "unknown_items"}`, numbers.
     """
 
     type: ClassVar[str] = "Splits"
@@ -129,7 +153,7 @@ class Encoded(Artifact):
       sorted as in `Splits`, `user_key` in the place of the user.
     - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 and
       added int64 (0 if unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0
-      missing, 1 unknown), `number_<column>` float32 (null as NaN).
+      missing, 1 unknown), `number_<column>` float32 (null as NaN), listed bool, whether it may be returned.
     - `users.parquet`: one row a `user_key`: id string, user int32, `user_<column>` int32 (of the items' vocabulary
       where they have the column) or float32.
     - `searches.npy`: int32 `[N, T]`, the words of each text that is searched for, row 0 for none.
@@ -138,10 +162,17 @@ class Encoded(Artifact):
       `genres.txt`, `category_<column>.txt`, `user_<column>.txt`, `context_<dimension>.txt`, `query.txt`: the
       vocabularies, line n is row n + 2.
     - `splits.json`, `source.json`: as in `Splits`.
+    - `new.parquet`, after a refresh: interactions that nothing was fitted on. New items and users stand behind the
+      fitted ones in the vocabularies.
     """
 
     type: ClassVar[str] = "Encoded"
     NAMES: ClassVar[tuple[str, ...]] = Splits.NAMES
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All parts: those of `names`, and what came after them."""
+        return (*self.names, *(name for name in (NEW,) if (self / f"{name}.parquet").exists()))
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Exporter(Component):
                 "`ranker` must be given the features that it was trained with; run the pipeline again, so that the "
                 f"candidates and the sources come from the same settings. Received: a difference in {', '.join(other)}."
             )
-        rows = data.rows(*Encoded.NAMES)
+        rows = data.rows(*encoded.known)
         weight_from = weight_source(data)
         learned = ranker.read_json("model.json").get("expected_watch_time")
         times = rows["timestamp"]

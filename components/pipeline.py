@@ -84,6 +84,7 @@ class Pipeline:
     def __init__(self, workdir: str | os.PathLike[str], shared: bool = False):
         self.workdir, self.shared = Path(workdir), shared
         self.steps: dict[str, _Step] = {}
+        self.there: dict[str, Artifact] = {}
         self.ran: list[str] = []
         self.cached: list[str] = []
 
@@ -120,6 +121,17 @@ class Pipeline:
         self.steps[component.name] = _Step(component, given, needs)
         return Node(component.name, component.output)
 
+    def given(self, name: str, artifact: Artifact) -> Node:
+        """An artifact that is there already, as if a step of that name had made it.
+
+        Raises:
+          ValueError: if the name is taken.
+        """
+        if name in self.steps or name in self.there:
+            raise ValueError(f"A step needs a name of its own. Received: {name!r} twice.")
+        self.there[name] = artifact
+        return Node(name, type(artifact))
+
     def run(self, until: Collection[str] = (), force: Collection[str] = ()) -> dict[str, Artifact]:
         """Runs what is not cached.
 
@@ -128,7 +140,7 @@ class Pipeline:
           force: names of steps to run again although they are cached.
 
         Returns:
-          The artifact of every step that was wanted or needed, by the step's name.
+          The artifact of every step that was wanted or needed, by the step's name, and what was given.
 
         Raises:
           ShortlistError: for an unknown step, a folder that cannot be written or is in use by another run, and
@@ -139,7 +151,7 @@ class Pipeline:
                 raise ShortlistError(f"`{name}` is not a step. Known: {', '.join(self.steps)}.")
         wanted = self._with_needs(until or self.steps)
         self.ran, self.cached = [], []
-        done: dict[str, Artifact] = {}
+        done: dict[str, Artifact] = dict(self.there)
         busy = f"`workdir` {self.workdir} is in use by another run. Wait for it to end, or give another --workdir."
         with contextlib.ExitStack() as held:
             with disk_errors(self.workdir):
@@ -153,7 +165,7 @@ class Pipeline:
         stack = list(names)
         while stack:
             name = stack.pop()
-            if name not in wanted:
+            if name not in wanted and name not in self.there:
                 wanted.add(name)
                 stack.extend(self.steps[name].needs)
         return wanted

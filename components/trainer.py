@@ -44,17 +44,22 @@ class Trainer(Component):
         encoded: Encoded,
         candidates: Candidates | None = None,
         start: Model | None = None,
+        earlier: Encoded | None = None,
         of: dict[str, Model] | None = None,
     ) -> None:
-        """See `Model` for what is written. `start` is a model to go on with, of the same trainer with fewer epochs;
-        `of` are those that the one to train builds on, by name.
+        """See `Model` for what is written. `start` is a model to go on with, of the same trainer with fewer epochs, or
+        with `earlier`, which it was made from, one whose tables are to be taken over by their ids; `of` are those that
+        the one to train builds on, by name.
 
         Raises:
-          ShortlistError: if one of these was not made from `encoded`, and whatever the trainer refuses.
+          ShortlistError: if one of these was not made from `encoded`, or `start` from `earlier`, and whatever the
+            trainer refuses.
         """
         module, _, function = self.run_fn.partition(":")
         for base in (of or {}).values():
             base.refuse_unless_made_from(encoded)
-        given = {"encoded": encoded, "candidates": candidates, "start": start, "of": of}
+        if start and earlier:
+            start.refuse_unless_made_from(earlier)
+        given = {"encoded": encoded, "candidates": candidates, "start": start, "earlier": earlier, "of": of}
         inputs = {name: value for name, value in given.items() if value is not None}
         getattr(importlib.import_module(module), function)(self.config, inputs, out)

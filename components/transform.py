@@ -16,7 +16,7 @@ from shortlist import ShortlistError
 from shortlist.components._categories import FIRST_ID, category, is_number, lookup, one_line, vocabulary, with_nan
 from shortlist.components._config import Config
 from shortlist.components._request_columns import RequestColumns
-from shortlist.components.artifacts import Encoded, Splits
+from shortlist.components.artifacts import NEW, Encoded, Splits
 from shortlist.components.pipeline import Component
 
 _CATEGORY, _NUMBER = "category_", "number_"
@@ -98,7 +98,8 @@ class Transform(Component):
 
     Item and user vocabularies are ordered by count, ties by a hash of the id, so neither the order of a file nor the
     magnitude of an id means anything. Row 0 is padding, row 1 is out of vocabulary. The same maps are Keras layers in
-    the served graph: `shortlist.models._transform`.
+    the served graph: `shortlist.models._transform`. After `RefreshGen` the state is fitted as before, on what it was
+    fitted on; items and users that are new get rows behind the others, and every item is described as it is now.
     """
 
     output = Encoded
@@ -117,12 +118,15 @@ class Transform(Component):
         info = splits.read_json("splits.json")
         fitted = pa.concat_tables(parts.values()) if self.config.fit_on == "all" else parts["train"]
         items, users = vocabulary(fitted["item"], self.config.min_count), vocabulary(fitted["user"], 1)
+        refreshed = (splits / f"{NEW}.parquet").exists()
+        if refreshed:
+            parts[NEW] = pq.read_table(splits / f"{NEW}.parquet")
         if not len(items):
             raise ShortlistError(
                 f"`transform.min_count` leaves no item: none of the {fitted.num_rows:,} training rows' items has that "
                 f"many rows. Lower it. Received: min_count={self.config.min_count}."
             )
-        catalogue = _take_by_id(pq.read_table(splits / "items.parquet"), "item", items)
+        catalogue = _take_by_id(pq.read_table(splits / f"{'fitted_' if refreshed else ''}items.parquet"), "item", items)
         genre_lists = catalogue["genres"].combine_chunks()
         genres = pa.array(sorted(set(genre_lists.flatten().to_pylist())), pa.string())
         categories, numbers = self.config.columns(catalogue.schema)
@@ -134,6 +138,14 @@ class Transform(Component):
         shared = {name: v for name, v in values.items() if name in user_table.column_names}
         request = RequestColumns(self.config, fitted, user_table, shared)
         searches = request.write(out, parts)
+        listed: Any = np.ones(len(items), bool)
+        if refreshed:
+            today = pq.read_table(splits / "items.parquet")
+            items = _behind(items, today["item"].filter(today["listed"]))
+            users = _behind(users, parts[NEW]["user"])
+            catalogue = _take_by_id(today, "item", items)
+            listed, genre_lists = catalogue["listed"], _known(catalogue["genres"], genres)
+            years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
 
         for name, part in parts.items():
             encoded = pa.table(
@@ -164,6 +176,7 @@ class Transform(Component):
                 ),
                 **{_CATEGORY + n: _reserved(category(one_line(catalogue[n]), v), 0) for n, v in values.items()},
                 **{_NUMBER + n: _reserved(with_nan(catalogue[n]), np.nan) for n in numbers},
+                "listed": _reserved(listed, False),
             }
         )
         pq.write_table(rows, out / "items.parquet")
@@ -204,6 +217,21 @@ def _added(catalogue: pa.Table) -> np.ndarray:
 def _lookup_lists(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
     lists = pc.fill_null(lists, pa.scalar([], lists.type))
     return pa.ListArray.from_arrays(lists.offsets, lookup(pa.chunked_array([lists.values]), values, FIRST_ID))
+
+
+def _behind(known: pa.Array, ids: pa.ChunkedArray) -> pa.Array:
+    """The known ids, and behind them the others in their order."""
+    ids = pc.unique(ids)
+    return pa.concat_arrays([known, ids.filter(pc.invert(pc.is_in(ids, value_set=known)))])
+
+
+def _known(lists: pa.ChunkedArray, values: pa.Array) -> pa.ListArray:
+    """Lists of values without those that are not among `values`."""
+    lists = pc.fill_null(lists.combine_chunks(), pa.scalar([], lists.type))
+    flat, of = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    there = pc.is_in(flat, value_set=values)
+    counts = np.bincount(of[there.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), flat.filter(there))
 
 
 def _take_by_id(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:

@@ -35,11 +35,12 @@ def systems(
     w0: float,
     l2: float,
     exponent: float,
+    size: tf.Tensor,
 ) -> Systems:
-    """See `WALS.project` for the tensors."""
+    """See `WALS.project` for the tensors; `size`, float32, is the other side's."""
     observed = tf.cast(columns >= 0, tf.float32)
     count = tf.reduce_sum(observed, axis=1)  # [B]
-    n = count + w0 * tf.cast(tf.shape(other)[0], tf.float32)
+    n = count + w0 * size
     return Systems(
         tf.gather(other, tf.maximum(columns, 0)),
         (weights - w0) * observed,

@@ -1,6 +1,6 @@
 """The served graph: both stages behind string ids, in nothing but TensorFlow's own operations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ class Servable(tf.Module):
 
     A request's history is its known items; if it has none, what is stored of its user; if that is nothing either, the
     most watched items of the last years answer, unranked. Never returned: the history, what the user is known to have
-    watched, and `exclude`. Items are alike by the vectors of the first source that has some, else by their genres.
+    watched, `exclude`, and what the shortlist has closed. Items are alike by the vectors of the first source that has
+    some, else by their genres; `similar_items` of one without a vector there asks the next.
 
     Args:
       shortlist: the first stage, of loaded sources.
@@ -120,7 +121,8 @@ class Servable(tf.Module):
         self.stored_weight = tf.Variable(stored.weight, trainable=False, dtype=tf.float32)
         self.now, self.default_k = now, default_k
         vectors = [v for name in shortlist.sources if (v := shortlist.features.vectors.get(name)) is not None]
-        self.alike = vectors[0] if vectors else shortlist.features.genres  # [I, D], of length 1
+        self.tables = [*vectors, shortlist.features.genres]  # [I, D] each, of length 1
+        self.alike = self.tables[0]
         asked = {name: spec for name, (_, spec) in self._parts().items()}
         self._recommended = tf.function(self._recommend, input_signature=[asked], autograph=False)
         self.recommend = self._short(lambda given: self._recommended(self._completed(given)), EXCLUDE, K)
@@ -131,7 +133,8 @@ class Servable(tf.Module):
         folding = [source for source in shortlist.sources.values() if hasattr(source, "retriever")]
         folding = [source.retriever for source in folding if hasattr(source.retriever, "fold_in_history")]
         if folding:
-            self.wals = WALSSignatures(folding[0], self.item_rows, self.user_rows, self.item_ids, user_file, default_k)
+            rows = self.item_rows, self.user_rows
+            self.wals = WALSSignatures(folding[0], *rows, self.item_ids, user_file, default_k, shortlist.open)
 
     @property
     def interface(self) -> dict[str, Callable[..., Any]]:
@@ -204,7 +207,7 @@ class Servable(tf.Module):
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         request = self._request(self._completed(given))
         proposals = self._proposed(request)
-        rows = self.item_rows(given["candidates"])  # [B, C]
+        rows = self._open_rows(self.item_rows(given["candidates"]), OOV)  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
         answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
@@ -216,9 +219,14 @@ class Servable(tf.Module):
         same_batch(item, k=k)
         rows = self.item_rows(item)
         k = self._counts(k) * tf.cast(rows >= FIRST_ID, tf.int32)
-        cosine = tf.linalg.matmul(tf.gather(self.alike, rows), self.alike, transpose_b=True)  # [B, I]
+        cosine = self.shortlist.open(_cosines(rows, self.tables))  # [B, I]
         items, answer = best_rows(cosine, k, rows[:, tf.newaxis])
         return {"items": tf.gather(self.item_ids, items), **answer}
+
+    def _open_rows(self, rows: tf.Tensor, instead: int) -> tf.Tensor:
+        """Item rows, another in the place of one that is closed."""
+        closed = self.shortlist.closed
+        return rows if closed is None else tf.where(tf.gather(closed, rows), instead, rows)
 
     def _counts(self, k: tf.Tensor) -> tf.Tensor:
         return counts(k, self.default_k, self.item_ids.shape[0])
@@ -350,7 +358,7 @@ class Servable(tf.Module):
         answer = {}
         if expected is not None:
             history = last_n(request.query["history"], self.shortlist.features.history_length)[0]
-            reasons = nearest_watched(found[:, :size], history, self.alike)
+            reasons = nearest_watched(found[:, :size], self._open_rows(history, 0), self.alike)
             answer["reasons"] = tf.gather(self.item_ids, as_wide(reasons, widest, 0))
         if expected is not None and self.unit:
             ordered = tf.gather(tf.gather(expected, order, batch_dims=1), tf.minimum(column, size - 1), batch_dims=1)
@@ -375,3 +383,14 @@ class Servable(tf.Module):
         plus = tf.constant(["", *["+"] * (len(self.shortlist.sources) - 1)])
         text = tf.strings.reduce_join(tf.where(proposed, plus + tf.gather(names, order), ""), axis=-1)
         return tf.where(proposed[..., 0], text, names[0])
+
+
+def _cosines(rows: tf.Tensor, tables: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Of items int32 `[B]` with all, float32 `[B, I]`: by the first table, `[I, D]`, that has a vector of the item."""
+    table, *others = tables
+    own = tf.gather(table, rows)
+    cosine = tf.linalg.matmul(own, table, transpose_b=True)
+    if not others:
+        return cosine
+    there = tf.reduce_any(own != 0, axis=1, keepdims=True)
+    return tf.cond(tf.reduce_all(there), lambda: cosine, lambda: tf.where(there, cosine, _cosines(rows, others)))

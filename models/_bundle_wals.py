@@ -20,6 +20,7 @@ class WALSSignatures(tf.Module):
       item_ids: string `[I]`, "" for the reserved rows.
       user_file: the vocabulary of the users, one id a line.
       default_k: the k of a request that gives none.
+      opened: scores `[B, I]` → those with −∞ for items that are never returned.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class WALSSignatures(tf.Module):
         item_ids: tf.Variable,
         user_file: str,
         default_k: int,
+        opened: Callable[[tf.Tensor], tf.Tensor],
     ):
         super().__init__(name="wals")
         self.factors, self.item_rows, self.user_rows, self.item_ids = factors, item_rows, user_rows, item_ids
-        self.user_ids, self.default_k = IdNames(user_file), default_k
+        self.user_ids, self.default_k, self.opened = IdNames(user_file), default_k, opened
 
     @property
     def interface(self) -> dict[str, Callable[..., Any]]:
@@ -65,7 +67,8 @@ class WALSSignatures(tf.Module):
         vector = self.factors.fold_in_history(rows, weights)  # [B, D]
         vector = tf.debugging.check_numerics(vector, "`weights` must be smaller; the factors are not finite.")
         k = counts(k, self.default_k, self.item_ids.shape[0]) * tf.cast(tf.reduce_any(vector != 0, axis=1), tf.int32)
-        items, answer = best_rows(tf.linalg.matmul(vector, self.factors.item_vectors(), transpose_b=True), k, rows)
+        scores = self.opened(tf.linalg.matmul(vector, self.factors.item_vectors(), transpose_b=True))
+        items, answer = best_rows(scores, k, rows)
         return {"items": tf.gather(self.item_ids, items), **answer}
 
     @tf.function(input_signature=[HISTORY, ITEM], autograph=False)

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def title_tokens(titles: np.ndarray, most: int) -> np.ndarray:
+def title_tokens(titles: np.ndarray, most: int, fitted: np.ndarray | None = None) -> np.ndarray:
     """The words of titles, float32 `[I, T]` multi-hot, T ≤ `most`.
 
     A title is put in lower case and loses its punctuation; what stands between blanks is a word. The `most` frequent
@@ -15,16 +15,32 @@ def title_tokens(titles: np.ndarray, most: int) -> np.ndarray:
     Args:
       titles: strings `[I]`, "" where there is none.
       most: at least 0.
+      fitted: the titles whose words have the columns; `titles` themselves if None.
     """
-    if not most or not any(titles):
+    words = _words(titles if fitted is None else fitted, most)
+    if words is None:
         return np.zeros((len(titles), 0), np.float32)
+    return words(tf.constant(np.asarray(titles, np.str_))).numpy()[:, 1:]  # column 0 is that of the other words
+
+
+def title_words(titles: np.ndarray, most: int) -> list[str]:
+    """The words that have a column of `title_tokens`, in their order."""
+    words = _words(titles, most)
+    return [] if words is None else [str(word) for word in words.get_vocabulary()[1:]]
+
+
+def _words(titles: np.ndarray, most: int) -> tf.keras.layers.Layer | None:
+    """The layer that counts the words of titles; None where none has a column."""
+    if not most or not any(titles):
+        return None
     words = tf.keras.layers.TextVectorization(max_tokens=most + 1, output_mode="multi_hot")
-    titles = np.asarray(titles, np.str_)
-    words.adapt(titles)
-    return words(tf.constant(titles)).numpy()[:, 1:]  # column 0 is that of the other words
+    words.adapt(np.asarray(titles, np.str_))
+    return words
 
 
-def weighted_content(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+def weighted_content(
+    blocks: Mapping[str, np.ndarray], weights: Mapping[str, float], fitted: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
     """Content vectors of length 1, rare values weighing more, float32 `[I, F]`: the blocks' columns side by side.
 
     A value f that n_f of N items have weighs log((1 + N) / (1 + n_f)), N counting the items that have anything in the
@@ -36,11 +52,13 @@ def weighted_content(blocks: Mapping[str, np.ndarray], weights: Mapping[str, flo
     Args:
       blocks: float `[I, F_b]` multi-hot, by name.
       weights: at least 0, by the same names; 1 where there is none.
+      fitted: as `blocks`, of the items that are counted; `blocks` themselves if None.
     """
     parts = []
     for name, block in blocks.items():
         block = np.asarray(block, np.float32)
-        share = (1 + block.any(axis=1).sum()) / (1 + block.sum(axis=0))
+        counted = block if fitted is None else np.asarray(fitted[name], np.float32)
+        share = (1 + counted.any(axis=1).sum()) / (1 + counted.sum(axis=0))
         parts.append(weights.get(name, 1.0) * _unit(block * np.log(share)))
     return _unit(np.concatenate(parts, axis=1)).astype(np.float32)
 

@@ -10,15 +10,23 @@ from shortlist.models._closed_form import ClosedForm
 class FoldsIn(ClosedForm):
     """A factorization whose users are solved for from their items. Abstract.
 
-    A subclass has `user_factors` `[U, D]`, `item_factors` `[I, D]`, `item_gramian` `[D, D]` and `_systems`.
+    A subclass has `user_factors` `[U, D]`, `item_factors` `[I, D]`, `_systems`, and of the items that it was fitted to
+    `item_gramian` `[D, D]` and the number `fitted_items`.
     """
 
     user_factors: tf.Variable
     item_factors: tf.Variable
     item_gramian: tf.Variable
+    fitted_items: tf.Variable
 
     def _systems(
-        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+        self,
+        columns: tf.Tensor,
+        targets: tf.Tensor,
+        weights: tf.Tensor,
+        other: tf.Tensor,
+        gram: tf.Tensor,
+        size: tf.Tensor | None = None,
     ) -> _als_graph.Systems:
         raise NotImplementedError
 
@@ -39,7 +47,8 @@ class FoldsIn(ClosedForm):
     def _history_systems(self, history: tf.Tensor, weights: tf.Tensor) -> _als_graph.Systems:
         columns, confidences = cells_of(history, weights)
         factors = tf.convert_to_tensor(self.item_factors)
-        return self._systems(columns, tf.ones_like(confidences), confidences, factors, self.item_gramian)
+        ones = tf.ones_like(confidences)
+        return self._systems(columns, ones, confidences, factors, self.item_gramian, self.fitted_items)
 
 
 def cells_of(history: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -40,6 +40,7 @@ class Shortlist(tf.Module):
       popularity: float `[I]`, the answer to an empty history.
       features: builds the ranker's features.
       kinds: what a query says beside user, history and time, see `query_spec`.
+      closed: bool `[I]`, items that are never proposed, whatever the sources say; None for none.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Shortlist(tf.Module):
         popularity: np.ndarray,
         features: RankingFeatures,
         kinds: Mapping[str, str] | None = None,
+        closed: np.ndarray | None = None,
     ):
         super().__init__(name="shortlist")
         self.sources = dict(sources)
@@ -58,14 +60,20 @@ class Shortlist(tf.Module):
         self.popularity = tf.Variable(popularity, trainable=False, dtype=tf.float32)
         self.features = features
         self.asked = tuple(query_spec(kinds))
+        self.closed = None if closed is None else tf.Variable(closed, trainable=False, dtype=tf.bool)
 
     def score_all(self, query: Query) -> list[tf.Tensor]:
-        """Every source's scores float32 `[B, I]`."""
+        """Every source's scores float32 `[B, I]`, −∞ for what is closed."""
         known = tf.reduce_any(query["history"] >= FIRST_ID, axis=1, keepdims=True)
         query = {name: query[name] for name in self.asked}
         scores = [source.scores(query) for source in self.sources.values()]
         popular = self.popularity[tf.newaxis]
-        return tf.cond(tf.reduce_all(known), lambda: scores, lambda: [tf.where(known, s, popular) for s in scores])
+        scores = tf.cond(tf.reduce_all(known), lambda: scores, lambda: [tf.where(known, s, popular) for s in scores])
+        return [self.open(s) for s in scores]
+
+    def open(self, scores: tf.Tensor) -> tf.Tensor:
+        """Scores `[B, I]`, −∞ for what is closed."""
+        return scores if self.closed is None else tf.where(self.closed, -np.inf, scores)
 
     def __call__(self, query: RankingQuery, exclude: tf.Tensor) -> dict[str, tf.Tensor]:
         """Makes the shortlist.
@@ -152,7 +160,7 @@ class Shortlist(tf.Module):
         items, fused = self.fuse(proposals)
         there = items != PAD
         unit = _unit(finite(proposals.scores[0]))
-        return tf.tensor_scatter_nd_update(unit, cell_indices(items)[there], fused[there])
+        return self.open(tf.tensor_scatter_nd_update(unit, cell_indices(items)[there], fused[there]))
 
 
 def _scores(proposals: Proposals, items: tf.Tensor) -> tf.Tensor:

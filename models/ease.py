@@ -36,7 +36,7 @@ class EASE(ItemToItem):
     | 50 | .085, .361 | .083, .344 | 4 |
 
     Args:
-      num_items: I, item rows, reserved ones included; at most 20,002, for 20,000 items.
+      num_items: I, item rows, reserved ones included; to be fitted at most 20,002, for 20,000 items.
       l2: λ, above 0, in users. Over both sets 100 had the best NDCG@10 and 200 the best Recall@100; 150 lies between.
       neighbours: weights kept for every item of a history, at least 1; None keeps all.
 
@@ -56,11 +56,6 @@ class EASE(ItemToItem):
     def __init__(self, num_items: int, l2: float = 150.0, neighbours: int | None = 1000, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_items = require_integer("num_items", num_items)
-        rule = (
-            f"`num_items` must be at most {MOST + FIRST_ID:,}, for {MOST:,} items: EASE inverts a matrix of items by "
-            "items. Leave rare items out, such as by --set transform.min_count=5, or use item_knn."
-        )
-        require(self.num_items <= MOST + FIRST_ID, rule, num_items=self.num_items)
         self.l2 = require_number("l2", l2)
         require(self.l2 > 0, "`l2` must be above 0, or the inverse need not exist.", l2=l2)
         self.neighbours = None if neighbours is None else require_integer("neighbours", neighbours)
@@ -78,10 +73,15 @@ class EASE(ItemToItem):
           x: `[U, I]`; every stored cell is one positive, whatever its value, and counts once.
 
         Raises:
-          ShortlistError: for a matrix with another number of columns, none at all, or no cell.
+          ShortlistError: for too many items, a matrix with another number of columns, none at all, or no cell.
         """
         from shortlist.models._ease import weights  # numba, which a loaded model does not need
 
+        rule = (
+            f"`num_items` must be at most {MOST + FIRST_ID:,}, for {MOST:,} items: EASE inverts a matrix of items by "
+            "items. Leave rare items out, such as by --set transform.min_count=5, or use item_knn."
+        )
+        require(self.num_items <= MOST + FIRST_ID, rule, num_items=self.num_items)
         b = weights(self.read_users(x), self.l2).astype(np.float32)
         if not self.built:
             self.build((self.num_items, min(self.neighbours or self.num_items, self.num_items)))

@@ -152,6 +152,7 @@ class WALS(FoldsIn):
         shape = (self.embedding_dim, self.embedding_dim)
         self.item_gramian = self.add_weight("item_gramian", shape, tf.float32, "zeros", trainable=False)
         self.mean_confidence = self.add_weight("mean_confidence", (), tf.float32, "ones", trainable=False)
+        self.fitted_items = self.add_weight("fitted_items", (), tf.float32, "zeros", trainable=False)
         self.offsets = []  # the mean, and the biases of users and items
         if self.center != "none":
             shapes = {"mean": (), "user_bias": (rows,), "item_bias": (columns,)}
@@ -319,6 +320,7 @@ class WALS(FoldsIn):
         if side == "users":
             self.item_gramian.assign(gram)
             self.mean_confidence.assign(rows.mean_weight)
+            self.fitted_items.assign(len(given))
         return observed
 
     def _require_finite(self, side: Side, ids: np.ndarray, factors: np.ndarray) -> None:
@@ -331,7 +333,13 @@ class WALS(FoldsIn):
             )
 
     def project(
-        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+        self,
+        columns: tf.Tensor,
+        targets: tf.Tensor,
+        weights: tf.Tensor,
+        other: tf.Tensor,
+        gram: tf.Tensor,
+        size: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """The exact factors of rows, given the other side: training, fold-in and the served graph all come here.
 
@@ -341,17 +349,25 @@ class WALS(FoldsIn):
           weights: float32 `[B, L]`, c.
           other: float32 `[M, D]`, the factors of the other side.
           gram: float32 `[D, D]`, otherᵀ other.
+          size: float32, the number of `other`'s rows that have cells to be empty; all of them, M, if None.
 
         Returns:
           float32 `[B, D]`; zeros for a row without an observed cell.
         """
-        return _als_graph.cholesky(self._systems(columns, targets, weights, other, gram))[0]
+        return _als_graph.cholesky(self._systems(columns, targets, weights, other, gram, size))[0]
 
     def _systems(
-        self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, gram: tf.Tensor
+        self,
+        columns: tf.Tensor,
+        targets: tf.Tensor,
+        weights: tf.Tensor,
+        other: tf.Tensor,
+        gram: tf.Tensor,
+        size: tf.Tensor | None = None,
     ) -> _als_graph.Systems:
         constants = (self.unobserved_weight, self.l2, self.frequency_exponent)
-        return _als_graph.systems(columns, targets, weights, other, gram, *constants)
+        size = tf.cast(tf.shape(other)[0], tf.float32) if size is None else size
+        return _als_graph.systems(columns, targets, weights, other, gram, *constants, size)
 
     def _solve_with_tensorflow(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
         for local, *batch in rows:
@@ -476,7 +492,8 @@ class WALS(FoldsIn):
         columns = tf.where(repeated | (ordered < FIRST_ID), -1, ordered)
         ones = tf.ones_like(columns, tf.float32)
         factors = tf.convert_to_tensor(self.item_factors)
-        vectors = self.project(columns, ones, self.mean_confidence * ones, factors, self.item_gramian)
+        confidences = self.mean_confidence * ones
+        vectors = self.project(columns, ones, confidences, factors, self.item_gramian, self.fitted_items)
         return self._with_one(vectors)
 
     def _with_one(self, vectors: tf.Tensor) -> tf.Tensor:
@@ -544,7 +561,8 @@ class WALS(FoldsIn):
         self.require_fitted()
         columns, confidences = read_new_rows(items, weights, self.table_shape[1])
         ones = tf.ones(columns.shape)
-        return columns, ones, confidences, tf.convert_to_tensor(self.item_factors), self.item_gramian
+        factors = tf.convert_to_tensor(self.item_factors)
+        return columns, ones, confidences, factors, self.item_gramian, self.fitted_items
 
     def recommend(self, users: Any, k: int = 10, exclude: Any = None, first_id: int = 0) -> tuple[tf.Tensor, tf.Tensor]:
         """The best items for users of the matrix, from their trained factors.

@@ -108,9 +108,9 @@ def bases(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def start_of(inputs: Mapping[str, Any]) -> tuple[Any, int]:
     """The model to go on with, its optimizer's state included, and the epochs that it has had; None and 0 if there is
-    none, and training begins anew."""
+    none, and training begins anew, if only with tables of an `earlier` one (`shortlist.trainers._warm`)."""
     start: Model | None = inputs.get("start")
-    if start is None:
+    if start is None or "earlier" in inputs:
         return None, 0
     return tf.keras.models.load_model(str(start / "model.keras")), start.read_json("model.json")["config"]["epochs"]
 

@@ -31,6 +31,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._warm import Tables, carry, labels
 
 MANY = 100
 """Conditions of a dimension past which a table with a weight for each of them and each item or user gets a note."""
@@ -79,6 +80,7 @@ def train_ratings(
     further = {side: len(found.owner) for side, found in splits.items()}
     fresh, notes = make(data, data.num_users + further.get("user", 0), data.num_items + further.get("item", 0))
     start, first = start_of(inputs)
+    notes = notes + carry(fresh, tables, config, inputs, data)
     model = start or (_behind(fresh, data, splits) if splits else fresh)
     name = model.registered_name
     if not len(y):
@@ -105,6 +107,17 @@ def train_ratings(
             f"{count:,} of {len(np.unique(x[side])):,} {side}s are split by context." for side, count in further.items()
         ]
     save(model, serving(model, data), config, workdir, history.history, notes)
+
+
+def tables(model: Any, data: EncodedData, config: RatingConfig) -> Tables:
+    """Vectors and biases by id; see `carry`. Deviations, and rows of halves, begin anew."""
+    found: Tables = {}
+    for side in ("user", "item"):
+        ids = labels(data, f"{side}s")
+        rows = getattr(model, f"num_{side}s")
+        own: list[str | None] = [*ids, *[None] * (rows - len(ids))]
+        found |= {name: (getattr(model, name), own) for name in (f"{side}_table", f"{side}_bias")}
+    return found
 
 
 def _splits(config: RatingConfig, data: EncodedData, x: Mapping[str, np.ndarray], y: np.ndarray) -> dict[str, Splits]:

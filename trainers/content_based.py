@@ -1,5 +1,6 @@
 """Trains `ContentBased`."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from shortlist.components._examples import NextItemExamples
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
 from shortlist.models._base import FIRST_ID, OOV
-from shortlist.models._content import title_tokens, weighted_content
+from shortlist.models._content import title_tokens, title_words, weighted_content
 from shortlist.models._optimizer import AdamWithTables
 from shortlist.models.content_based import ContentBased
 from shortlist.trainers._common import (
@@ -26,6 +27,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._warm import Tables, carry, labels
 
 
 class Config(EpochsConfig):
@@ -78,6 +80,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     if start is None:
         model.set_trained(examples.item[examples.usable])
         model.compile(AdamWithTables(config.learning_rate, config.table_learning_rate))
+    notes = carry(model, tables, config, inputs, data)
     batches, steps = next_item_batches(examples, config, first)
     validate = validate_retriever(model, data, "content_based", config.patience)
     history = model.fit(
@@ -88,35 +91,71 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("content_based: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model, data), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history, notes)
 
 
-def item_content(data: EncodedData, config: Config) -> np.ndarray:
+def tables(model: ContentBased, data: EncodedData, config: Config) -> Tables:
+    """All that is learned, by ids and by what the columns of the content are; see `carry`."""
+    columns = column_names(data, config)
+    inputs = [f"id {n}" for n in range(config.embedding_dim)] if config.hash_buckets else []
+    found: Tables = {"own": (model.own, labels(data, "items")), "content_table": (model.content_table, columns)}
+    if config.hash_buckets:
+        found["id_table"] = (model.id_table, None)
+    for number, layer in enumerate(model.tower):
+        found[f"layer {number}"] = (layer.kernel, None if number else [*inputs, *columns])
+        found[f"bias {number}"] = (layer.bias, None)
+    return found
+
+
+def item_content(data: EncodedData, config: Config, fitted: EncodedData | None = None) -> np.ndarray:
     """The items' content, float32 `[I, F]`: genres, bucket of the year, words of the title, categories; see
-    `weighted_content`. A missing value has no column.
+    `weighted_content`. A missing value has no column. The columns and weights are those of `fitted`, if it is given.
 
     Raises:
       ShortlistError: if there is nothing of it.
     """
-    blocks = {
-        "genres": data.items["genres"],
-        "year": _one_hot(data.year_bucket())[:, 1:],
-        "title": title_tokens(data.items["title"], config.title_tokens),
-    }
-    for name in data.state["categories"]:
-        rows = data.items[f"category_{name}"]
-        rows = np.where(rows < FIRST_ID + config.category_values, rows, OOV)
-        blocks[name] = _one_hot(rows)[:, OOV:]
+    blocks = _blocks(data, config, fitted or data)
     if not any(block.any() for block in blocks.values()):
         raise ShortlistError(
             "`content_based` needs items with genres, years, titles or categories. Give a table of items with "
             f"--set data.items=FILE. Received: {data.num_items - FIRST_ID:,} items without any."
         )
-    return weighted_content(blocks, {"title": config.title_weight})
+    counted = _blocks(fitted, config, fitted) if fitted else None
+    return weighted_content(blocks, {"title": config.title_weight}, counted)
 
 
-def _one_hot(rows: np.ndarray) -> np.ndarray:
-    return np.eye(rows.max(initial=0) + 1, dtype=np.float32)[rows]
+def _blocks(data: EncodedData, config: Config, fitted: EncodedData) -> dict[str, np.ndarray]:
+    blocks = {
+        "genres": data.items["genres"],
+        "year": _one_hot(data.year_bucket(), fitted.year_bucket())[:, 1:],
+        "title": title_tokens(data.items["title"], config.title_tokens, fitted.items["title"]),
+    }
+    for name in fitted.state["categories"]:
+        rows, counted = (
+            np.where(of < FIRST_ID + config.category_values, of, OOV)
+            for of in (d.items[f"category_{name}"] for d in (data, fitted))
+        )
+        blocks[name] = _one_hot(rows, counted)[:, OOV:]
+    return blocks
+
+
+def column_names(data: EncodedData, config: Config) -> list[str]:
+    """What each column of `item_content` is."""
+    years = data.state["year_boundaries"]
+    names = [f"genre {name}" for name in data.state["genres"]]
+    names += [f"year {low} to {high}" for low, high in itertools.pairwise(["", *years, ""])][: data.year_bucket().max()]
+    names += [f"word {word}" for word in title_words(data.items["title"], config.title_tokens)]
+    for name in data.state["categories"]:
+        values = ["another", *data.vocabulary(f"category_{name}")]
+        size = int(min(data.items[f"category_{name}"].max(initial=0), OOV + config.category_values))
+        names += [f"{name} {value}" for value in values[:size]]
+    return names
+
+
+def _one_hot(rows: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """One column a value from 0 to the highest of `fitted`; any other has none."""
+    size = fitted.max(initial=0) + 1
+    return np.eye(size + 1, size, dtype=np.float32)[np.minimum(rows, size)]
 
 
 def _new(config: Config, data: EncodedData) -> ContentBased:

@@ -42,27 +42,40 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     prepare(config)
     data, rows = load(config, inputs)
     attributes, has = item_attributes(data, config.category_values)
-    numbers = {"year": np.where(data.items["year"] > 0, data.items["year"], np.nan)}
-    numbers |= {name: data.items[f"number_{name}"] for name in data.state["numbers"]}
+    numbers = item_numbers(data)
     names = ("relaxation", "history_length", "likes", "refuse_after", "middle")
     settings = {name: getattr(config, name) for name in names}
     model = KnowledgeBased(data.num_items, attributes, tuple(numbers), **settings)
     count = np.bincount(rows["item"][rows["positive"]], minlength=data.num_items)
     model.set_items(has, np.stack([*numbers.values()], axis=1), count)
+    save(model, module_of(model, data), config, workdir)
+
+
+def module_of(model: KnowledgeBased, data: EncodedData) -> tf.Module:
+    """What is saved for serving."""
     asked = Constraints(
-        tf.TensorSpec([None, has.shape[1]], tf.int8, "wanted"),
-        tf.TensorSpec([None, len(numbers), 2], tf.float32, "between"),
+        tf.TensorSpec([None, model.has.shape[1]], tf.int8, "wanted"),
+        tf.TensorSpec([None, model.number.shape[1], 2], tf.float32, "between"),
     )
     rest = [tf.TensorSpec([], tf.int32, "k"), tf.TensorSpec([None, None], tf.int32, "exclude")]
     functions: dict[str, tuple[Callable[..., Any], list[Any]]] = {
         "score_items": (model.score_items, [query_spec(data.kinds)]),
         "recommend": (model.recommend, [asked, *rest]),
     }
-    save(model, served(functions, model), config, workdir)
+    return served(functions, model)
 
 
-def item_attributes(data: EncodedData, most: int) -> tuple[dict[str, list[str]], np.ndarray]:
-    """The names of the attributes by column, and which items have them, float32 `[I, A]`.
+def item_numbers(data: EncodedData) -> dict[str, np.ndarray]:
+    """The numbers of the items by name, `[I]`, NaN where unknown."""
+    years = np.where(data.items["year"] > 0, data.items["year"], np.nan)
+    return {"year": years, **{name: data.items[f"number_{name}"] for name in data.state["numbers"]}}
+
+
+def item_attributes(
+    data: EncodedData, most: int, fitted: EncodedData | None = None
+) -> tuple[dict[str, list[str]], np.ndarray]:
+    """The names of the attributes by column, those of `fitted` if it is given, and which items have them, float32
+    `[I, A]`.
 
     Raises:
       ShortlistError: if there is none.
@@ -71,7 +84,7 @@ def item_attributes(data: EncodedData, most: int) -> tuple[dict[str, list[str]],
     blocks = [data.items["genres"]]
     for column in data.state["categories"]:
         rows = data.items[f"category_{column}"]
-        known = np.arange(FIRST_ID, min(rows.max() + 1, FIRST_ID + most))
+        known = np.arange(FIRST_ID, min((fitted or data).items[f"category_{column}"].max() + 1, FIRST_ID + most))
         if len(known):
             names[column] = data.category(f"category_{column}", known).to_pylist()
             blocks.append((rows[:, np.newaxis] == known).astype(np.float32))

@@ -29,6 +29,7 @@ from shortlist.components.splitter import SplitConfig, Splitter
 from shortlist.components.statistics_gen import StatisticsGen
 from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform, TransformConfig
+from shortlist.trainers._earlier import warm_inputs
 
 CONFIGS = Path(__file__).parent / "configs"
 RANKER = "weighted_logistic"
@@ -56,11 +57,13 @@ class TwoStage(Config):
       workdir: the run's folder.
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
+      warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
     """
 
     workdir: Path = Path("runs/demo")
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     refit: bool = False
+    warm_start: Path | None = None
     data: DataConfig = DataConfig()
     schemas: SchemaConfig = SchemaConfig()
     validator: ValidatorConfig = ValidatorConfig()
@@ -157,7 +160,9 @@ def _trained(
 ) -> Node:
     given: dict[str, Any] = {"of": of} if of else {}
     if not model.rungs:
-        return p.add(_trainer(name, model, config, forced), *inputs, **given)
+        step = _trainer(name, model, config, forced)
+        given |= warm_inputs(p, config.warm_start, name, model.model, step.config)
+        return p.add(step, *inputs, **given)
     for epochs in model.rungs:
         step = _trainer(f"{name}.epochs{epochs}", model, config, {**(forced or {}), "epochs": epochs})
         given["start"] = p.add(step, *inputs, **given)
@@ -167,7 +172,7 @@ def _trained(
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
     where = f"{name} ({model.model})"
-    return Trainer(parse(_config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
+    return Trainer(parse(config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
 
 
 def _bases(settings: Config | None) -> tuple[str, ...]:
@@ -209,10 +214,11 @@ def alone(model: str) -> dict[str, Any]:
 
 def setting_names(model: str) -> list[str]:
     """The settings of a model's trainer."""
-    return list(_config_class(model).model_fields)
+    return list(config_class(model).model_fields)
 
 
-def _config_class(model: str) -> type[Config]:
+def config_class(model: str) -> type[Config]:
+    """The settings of a model's trainer, as a class."""
     return importlib.import_module(f"shortlist.trainers.{model}").Config
 
 

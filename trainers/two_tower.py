@@ -1,8 +1,9 @@
 """Trains `TwoTower`."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._warm import RESERVED, Tables, carry, labels
 
 TITLE_LENGTH = 16
 """Words kept of a title."""
@@ -79,6 +81,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     examples = make_examples(config, data, rows)
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
+    notes = carry(model, tables, config, inputs, data) + depth_note(config, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
     batches, steps = next_item_batches(examples, config, first)
     history = model.fit(
@@ -89,7 +92,41 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model, data), config, workdir, history.history, depth_note(config, examples))
+    save(model, serving(model, data), config, workdir, history.history, notes)
+
+
+def tables(model: TwoTower, data: EncodedData, config: Config) -> Tables:
+    """All that is learned, tables by the ids, values and words of their rows; see `carry`."""
+    said, content = data.state["request"], model.content
+    found: Tables = {"candidate_table": (model.candidate_table, labels(data, "items"))}
+    if not model.shared_item_table:
+        found["history_table"] = (model.history_table, labels(data, "items"))
+    if model.user_table is not None:
+        found["user_table"] = (model.user_table, labels(data, "users"))
+    for name, table in model.category_tables.items():
+        found[f"{name}_table"] = (table, labels(data, said[name]["file"]))
+    if model.token_table is not None:
+        found["token_table"] = (model.token_table, labels(data, "query"))
+    for name in ("time_table", "age_table"):
+        found[name] = (getattr(model, name), None)
+    if content is not None and model.num_genres:
+        found["genre_table"] = (content.genre_table, data.state["genres"])
+    if content is not None and model.num_years:
+        found["year_table"] = (content.year_table, ["unknown", *_buckets(data.state["year_boundaries"])])
+    if content is not None and model.num_title_tokens:
+        words = title_words(data.items["title"]).to_pylist()
+        found["title_table"] = (content.title_table, [*RESERVED, *words])
+    for name, table in content.column_tables.items() if content is not None else ():
+        found[f"item_{name}_table"] = (table, labels(data, f"category_{name}"))
+    for number, layer in enumerate(model.tower):
+        found |= {f"layer {number}": (layer.kernel, None), f"bias {number}": (layer.bias, None)}
+    return {name: entry for name, entry in found.items() if entry[0] is not None}
+
+
+def _buckets(boundaries: Sequence[float]) -> list[str]:
+    """The buckets of the year by what they hold, so that only one of the same years is the same."""
+    ends = ["", *map(str, boundaries), ""]
+    return [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
 
 
 def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExamples:
@@ -133,9 +170,9 @@ def depth_note(config: Config, examples: NextItemExamples) -> list[str]:
 
 def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
-    years, items = data.year_bucket(), data.items
-    titles, num_tokens = title_tokens(items["title"], TITLE_LENGTH) if config.title else (None, 0)
-    columns = {name: items[f"category_{name}"] for name in data.state["categories"]} if config.content else {}
+    content, items = item_content(config, data, data), data.items
+    years, columns = content["years"], content["categories"]
+    num_tokens = len(title_words(items["title"])) + FIRST_ID if config.title else 0
     said = data.state["request"] if config.request else {}
     of_kind = {kind: [name for name, info in said.items() if info["kind"] == kind] for kind in KINDS}
     numbers, tokens = of_kind["number"], of_kind["tokens"]
@@ -176,7 +213,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         id_dropout=config.id_dropout,
         **{name: getattr(config, name) for name in shared},
     )
-    model.set_content(items["genres"], years, titles, columns)
+    model.set_content(**content)
     if numbers:
         known = data.users["user"] >= FIRST_ID
         model.set_numbers(np.stack([data.users[name][known] for name in numbers], axis=1))
@@ -189,20 +226,47 @@ def _quantiles(values: np.ndarray) -> tuple[float, ...]:
     return tuple(np.quantile(values, np.linspace(0, 1, 101)).tolist())
 
 
-def title_tokens(titles: np.ndarray, length: int, least: int = 2) -> tuple[np.ndarray, int]:
-    """The words of titles as rows of a table: int32 `[I, length]`, padded with 0, and the table's size.
+def item_content(config: Config, data: EncodedData, fitted: EncodedData) -> dict[str, Any]:
+    """What the candidates are told of the items of `data`, see `TwoTower.set_content`, in the words of `fitted`."""
+    items, columns = data.items, data.state["categories"] if config.content else ()
+    return {
+        "genres": items["genres"],
+        "years": np.minimum(data.year_bucket(), fitted.year_bucket().max()),
+        "titles": title_rows(items["title"], title_words(fitted.items["title"]), TITLE_LENGTH)
+        if config.title
+        else None,
+        "categories": {n: _known(items[f"category_{n}"], fitted.items[f"category_{n}"]) for n in columns},
+    }
 
-    A word is a run of letters and digits, in small letters; one in fewer than `least` titles has row 1, unknown.
+
+def _known(rows: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """The rows of a category, 1 for one past the highest of `fitted`."""
+    return np.where(rows <= fitted.max(), rows, 1)
+
+
+def title_words(titles: np.ndarray, least: int = 2) -> pa.Array:
+    """The words of at least so many titles, the most frequent first.
+
+    A word is a run of letters and digits, in small letters.
     """
-    words = pc.split_pattern_regex(pc.utf8_lower(pa.array(titles, pa.string())), r"[^\pL\pN]+")
-    flat, of = words.flatten(), pc.list_parent_indices(words).to_numpy()
-    said = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
-    flat, of = flat.filter(pa.array(said)), of[said]
-    counts = flat.value_counts().flatten()
+    counts = _words(titles)[0].value_counts().flatten()
     known = pa.table({"word": counts[0], "count": counts[1]}).sort_by([("count", "descending"), ("word", "ascending")])
-    known = known.filter(pc.greater_equal(known["count"], least))["word"].combine_chunks()
-    rows = pc.add(pc.index_in(flat, value_set=known), FIRST_ID).fill_null(1).to_numpy()
+    return known.filter(pc.greater_equal(known["count"], least))["word"].combine_chunks()
+
+
+def title_rows(titles: np.ndarray, words: pa.Array, length: int) -> np.ndarray:
+    """The words of titles as rows of a table, int32 `[I, length]`, padded with 0; another word has row 1, unknown."""
+    flat, of = _words(titles)
+    rows = pc.add(pc.index_in(flat, value_set=words), FIRST_ID).fill_null(1).to_numpy()
     place = np.arange(len(of)) - np.searchsorted(of, of)
     out = np.zeros((len(titles), length), np.int32)
     out[of[place < length], place[place < length]] = rows[place < length]
-    return out, len(known) + FIRST_ID
+    return out
+
+
+def _words(titles: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """All words of all titles, and whose title each is of."""
+    words = pc.split_pattern_regex(pc.utf8_lower(pa.array(titles, pa.string())), r"[^\pL\pN]+")
+    flat, of = words.flatten(), pc.list_parent_indices(words).to_numpy()
+    said = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)
+    return flat.filter(pa.array(said)), of[said]

@@ -11,7 +11,7 @@ import pydantic
 import tensorflow as tf
 
 from shortlist import ShortlistError
-from shortlist.components._queries import positive_weight
+from shortlist.components._queries import EncodedData, positive_weight
 from shortlist.components.artifacts import Artifact
 from shortlist.models.wals import WALS
 from shortlist.trainers._common import (
@@ -26,6 +26,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._warm import Tables, carry, labels
 
 
 class Config(EpochsConfig):
@@ -72,6 +73,9 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     data, rows = load(config, inputs)
     start, first = start_of(inputs)
     model = start or WALS(**{name: getattr(config, name) for name in ARGUMENTS})
+    if not model.built:
+        model.build((data.num_users, data.num_items))
+    notes = carry(model, tables, config, inputs, data)
     validate = validate_retriever(model, data, "wals", config.patience)
     x = interaction_matrix(rows, data.num_users, data.num_items)
     weigh = config.confidence != "none"
@@ -83,7 +87,15 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         verbose=0,
         callbacks=callbacks("wals: epochs", config.epochs, workdir, config.patience, validate),
     )
-    save(model, serving(model, data), config, workdir, history.history)
+    save(model, serving(model, data), config, workdir, history.history, notes)
+
+
+def tables(model: WALS, data: EncodedData, config: Config) -> Tables:
+    """The factors, by the ids of their rows; see `carry`."""
+    return {
+        "user_factors": (model.user_factors, labels(data, "users")),
+        "item_factors": (model.item_factors, labels(data, "items")),
+    }
 
 
 def from_scipy(x: Any) -> tf.SparseTensor:

@@ -1,6 +1,6 @@
 """The command line. Every command prints what it did, and where; errors are one line, with exit code 2.
 
-Past 400 lines because Typer reads the options from signatures, and what eight commands print is here as well.
+Past 400 lines because Typer reads the options from signatures, and what all commands print is here as well.
 """
 
 import itertools
@@ -28,6 +28,7 @@ from shortlist import ShortlistError
 if TYPE_CHECKING:
     from shortlist.components.artifacts import Artifact
     from shortlist.components.pipeline import Pipeline
+    from shortlist.trainers.refresh import Run as FinishedRun
     from shortlist.trainers.tuning import Sweep
     from shortlist.trainers.two_stage import TwoStage
 
@@ -114,6 +115,10 @@ def run(
     seed: Seed = None,
     positive_threshold: Threshold = None,
     refit: Annotated[bool, typer.Option("--refit", help="Train the sources on everything before the export.")] = False,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Begin with the embeddings that an earlier run learned, by id; it is kept."),
+    ] = None,
     keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: 5]", min=1)] = None,
     force: Force = None,
 ) -> None:
@@ -122,6 +127,10 @@ def run(
     Finished steps are kept in the run's folder, so the same command goes on where it was stopped. Exit code 3 says that
     the two-stage order was not better than what is simpler: nothing was pushed then.
 
+    With --warm-start, items, users, words and values that the earlier run knew begin with the rows that it learned for
+    them, wherever these stand now; fewer epochs will do (--set sources.two_tower.epochs=4). It must have been split
+    alike, on the same data or on data that goes on: what was trained on what is measured here is refused.
+
     Example: [bold]shortlist run --data tfds:movielens/latest-small --set sources.wals.embedding_dim=128[/bold]
     """
     from shortlist.trainers.two_stage import load_config, two_stage
@@ -129,6 +138,8 @@ def run(
     _, given = _given("two_stage", data, archive_dir, None, overrides, seed, positive_threshold)
     if keep is not None:
         given["push.keep"] = keep
+    if warm_start is not None:
+        given["warm_start"] = str(warm_start)
     settings = load_config(config, {"workdir": str(workdir or Path("runs") / _slug(data)), **given})
     settings = settings.model_copy(update={"refit": refit or settings.refit})
     _show_run(settings, _execute(two_stage, settings, force))
@@ -419,6 +430,99 @@ def predict(
 
 @app.command()
 @_one_line
+def refresh(
+    run: Run,
+    items: Annotated[
+        Path, typer.Option(help="The whole catalogue of today, Parquet or CSV: item, and what has changed of the rest.")
+    ],
+    interactions: Annotated[
+        Path | None, typer.Option(help="What users did since, with the columns of the run's own interactions.")
+    ] = None,
+    most_removed: Annotated[
+        float, typer.Option(help="The largest share of the run's items that --items may lack.", min=0, max=1)
+    ] = 0.5,
+    keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: the run's]", min=1)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of data.columns or push, as of the run."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish though the run was not blessed, or the version was rolled back.")
+    ] = False,
+) -> None:
+    """A new version of a run's bundle, without training: items added, removed and retitled, users as they are now.
+
+    What --items lists can be returned from now on, and nothing else. New items are served by what they are: their
+    genres, year, title, and who watched them by now. What is removed still counts in a history. The new version is
+    validated as that of a run, and pushed beside it; `shortlist rollback` takes it away again. A refresh begins with
+    the trained run and adds to the interactions of the one before, so a file of the day will do. The same command goes
+    on where it was stopped.
+
+    Example: [bold]shortlist refresh runs/demo --items today.parquet --interactions since-yesterday.parquet[/bold]
+    """
+    from shortlist.components._config import parse
+    from shortlist.components.artifacts import ModelEvaluation
+    from shortlist.components.refresh_gen import RefreshConfig
+    from shortlist.trainers import refresh as trained
+    from shortlist.trainers.two_stage import TwoStage, parse_overrides, set_by_name
+
+    found = _run_of(run)
+    settings = found.settings.model_dump()
+    given = (
+        parse_overrides(overrides or [])
+        | ({"push.keep": keep} if keep else {})
+        | ({"push.force": True} if force else {})
+    )
+    for name in given:
+        if not name.startswith(("data.columns.", "push.")):
+            raise ShortlistError(
+                "`--set` of a refresh takes data.columns.* and push.* alone: the rest is as the run was trained. "
+                f"Received: {name}."
+            )
+    set_by_name(settings, given)
+    found = trained.Run(parse(TwoStage, settings, "run.json"), found.lineage)
+    blessing = found.artifact("Evaluator", ModelEvaluation).read_json("blessing.json")
+    if not (blessing["blessed"] or found.settings.push.force):
+        raise ShortlistError(
+            f"`run` must be blessed, or nothing of it is published: {' '.join(blessing['reasons'])} Give --force to "
+            f"publish it all the same; the version is marked then. Received: {run}."
+        )
+    values = {"items": items, "interactions": interactions, "most_removed": most_removed}
+    config = parse(RefreshConfig, {**values, "columns": found.settings.data.columns}, "the refresh")
+    pipeline = trained.refresh(found, config)
+    done = pipeline.run()
+    pushed = done[PUSHER].read_json("pushed.json")
+    if pushed["pushed"] and not Path(pushed["path"]).exists() and (force or not _rolled_back(Path(pushed["path"]))):
+        done = pipeline.run(force=[PUSHER])
+        pushed = done[PUSHER].read_json("pushed.json")
+    _show_refresh(done["RefreshGen"].read_json("refresh.json"), pushed)
+    if not pushed["pushed"]:
+        raise typer.Exit(NOT_BLESSED)
+    found.write_down(pushed["version"], {step: done[step].fingerprint for step in pipeline.steps})
+
+
+PUSHER = "Pusher.refresh"
+
+
+def _show_refresh(counts: dict[str, int], pushed: dict[str, Any]) -> None:
+    out.print(
+        "{items:,} items: {added:,} new, {changed:,} changed, {removed:,} removed. {interactions:,} new interactions "
+        "of {users:,} users, {new_users:,} of them new.".format(**counts),
+        soft_wrap=True,
+    )
+    if counts["unknown_items"]:
+        out.print(f"{counts['unknown_items']:,} of these interactions are of items that --items does not list.")
+    if not pushed["pushed"]:
+        out.print("[bold]Not pushed.[/bold] " + escape(" ".join(pushed["reasons"])))
+        return
+    if pushed["forced"]:
+        out.print("[bold]Forced.[/bold] " + escape(" ".join(pushed["reasons"])), soft_wrap=True)
+    if Path(pushed["path"]).exists():
+        out.print(f"Pushed: {pushed['path']}", soft_wrap=True, markup=False)
+
+
+@app.command()
+@_one_line
 def rollback(
     pushed: Annotated[Path, typer.Argument(help="A run's folder, or that of a pushed model's versions.")],
     to: Annotated[int | None, typer.Option(help="The version to go back to. [default: the one before]")] = None,
@@ -631,14 +735,16 @@ def _titles(run: Path, user: str) -> tuple[list[str], dict[str, str]]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    folder = run / json.loads((run / "lineage.json").read_text())["Transform"]["inputs"]["splits"]["uri"]
+    from shortlist.components.artifacts import NEW, Splits
+
+    folder = _run_of(run).latest("RefreshGen", Splits, of_run="Splitter")
     items = pq.read_table(folder / "items.parquet", columns=["item", "title", "year"]).to_pydict()
     titles = {
         item: f"{title} ({year})" if title and year else title or item
         for item, title, year in zip(items["item"], items["title"], items["year"], strict=True)
     }
     watched: list[str] = []
-    for split in ("train", "fold_in", "rank_train", "validation", "test"):
+    for split in (*folder.names, *(name for name in (NEW,) if (folder / f"{name}.parquet").exists())):
         table = pq.read_table(folder / f"{split}.parquet", columns=["user", "item"])
         watched += table.filter(pc.equal(table["user"], user))["item"].to_pylist()
     return [titles.get(item, item) for item in watched], titles
@@ -692,19 +798,20 @@ def _evaluation_of(run: Path) -> Path:
     return evaluation
 
 
+def _run_of(run: Path) -> "FinishedRun":
+    from shortlist.trainers.refresh import Run as FinishedRun
+
+    return FinishedRun(_read_run(run)[0], _lineage_of(run))
+
+
 def _bundle_of(run: Path) -> Path:
-    lineage = _lineage_of(run)
-    if "Pusher" not in lineage:
-        raise ShortlistError(
-            f"`run` must hold a bundle: one of `shortlist run`, not `shortlist train`. Received: {run}."
-        )
-    bundle = run / lineage["Pusher"]["inputs"]["bundle"]["uri"] / "saved_model"
-    pushed = run / "artifacts" / "Pusher" / lineage["Pusher"]["fingerprint"][:16] / "pushed.json"
-    if not (bundle / "saved_model.pb").exists() or not pushed.exists():
-        raise ShortlistError(f"`run` must be whole. Received: {run}, whose artifacts are gone. Run it again.")
-    if not json.loads(pushed.read_text("utf-8"))["pushed"]:
+    """The SavedModel of a run, or of its refresh that is served."""
+    from shortlist.components.artifacts import Bundle
+
+    found = _run_of(run)
+    if not found.pushed and not found.newest:
         err.print("This run was not blessed, so nothing was pushed: these come from its exported bundle.")
-    return bundle
+    return found.latest("Exporter.refresh", Bundle, of_run="Exporter") / "saved_model"
 
 
 def main() -> None:

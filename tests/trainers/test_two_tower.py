@@ -8,7 +8,7 @@ import pytest
 
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._queries import NO_TIME, EncodedData
-from shortlist.trainers.two_tower import Config, depth, depth_note, make_examples, title_tokens
+from shortlist.trainers.two_tower import Config, depth, depth_note, make_examples, title_rows, title_words
 
 
 def rows(users: int) -> dict[str, np.ndarray]:
@@ -27,9 +27,9 @@ def test_words_of_titles() -> None:
     titles = np.array(
         ["", "", "Toy Story (1995)", "toy-soldiers", "Élan vital, l'élan (1995)", "玩具 総動員 玩具 🎈"], object
     )
-    tokens, size = title_tokens(titles, length=4)
     # In two titles or twice in one: 1995, toy, élan, 玩具; by count, then by letter. All others are row 1.
-    assert size == 6
+    assert title_words(titles).to_pylist() == ["1995", "toy", "élan", "玩具"]
+    tokens = title_rows(titles, title_words(titles), length=4)
     assert tokens.tolist() == [
         [0, 0, 0, 0],
         [0, 0, 0, 0],
@@ -39,9 +39,10 @@ def test_words_of_titles() -> None:
         [5, 1, 5, 0],
     ]
     assert tokens.dtype == np.int32
-    nothing, size = title_tokens(np.array(["", "🎈"], object), length=2)
-    assert nothing.tolist() == [[0, 0], [0, 0]]
-    assert size == 2
+    odd = np.array(["", "🎈"], object)
+    assert title_words(odd).to_pylist() == []
+    assert title_rows(odd, title_words(odd), length=2).tolist() == [[0, 0], [0, 0]]
+    assert title_rows(odd, title_words(titles), length=2).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize(("users", "widths"), [(30, ()), (99, ()), (100, (128,))])
