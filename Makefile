@@ -48,10 +48,10 @@ $(VENV)/.created:
 
 $(VENV)/.demo: $(VENV)/.created setup.py constraints.txt
 	@echo "Installing shortlist and its pinned dependencies into $(VENV): about 3 GB, some minutes the first time."
-	$(EDITABLE) '.[demo]'
+	$(EDITABLE) '.[demo,serve]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.created setup.py constraints.txt
 	@echo "Installing shortlist, its pinned dependencies and the tools into $(VENV): some minutes the first time."
-	$(EDITABLE) '.[demo,dev]'
+	$(EDITABLE) '.[demo,serve,dev]'
 	@touch $(VENV)/.demo $@
