@@ -220,13 +220,13 @@ class Page:
     def _ranked(self, outputs: dict[str, Any], catalogue: Catalogue) -> list[Ranked]:
         found = []
         for place, item in enumerate(outputs["items"][0][: outputs["count"][0]]):
-            expected = outputs["expected_watch_time"][0][place] if "expected_watch_time" in outputs else None
+            expected = outputs["expected_watch_time"][0][place] if "expected_watch_time" in outputs else -1.0
             reason = outputs["reasons"][0][place]
             found.append(
                 Ranked(
                     film=Film(**vars(catalogue.get(item))),
                     score=outputs["scores"][0][place],
-                    expected=expected,
+                    expected=expected if expected >= 0 else None,
                     sources=outputs["sources"][0][place].split("+"),
                     reason=Film(**vars(catalogue.get(reason))) if reason else None,
                 )

@@ -68,7 +68,10 @@ class Graph:
         except tf.errors.DeadlineExceededError:
             raise RestError(TIMEOUT, f"The model did not answer within {seconds:g} seconds.") from None
         except tf.errors.OpError as error:
-            raise RestError(STATUS.get(error.error_code, INTERNAL), error.message.partition("\n")[0]) from None
+            told = (
+                error.__context__ if isinstance(error.__context__, tf.errors.OpError) else error
+            )  # before Python's part
+            raise RestError(STATUS.get(error.error_code, INTERNAL), told.message.partition("\n")[0]) from None
         except (ValueError, TypeError) as error:  # an input of another rank
             raise RestError(INVALID, " ".join(str(error).split())) from None
         return {name: np.asarray(value) for name, value in found.items()}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 log = logging.getLogger("shortlist.serve")
+BACKLOG = 2048  # connections that wait to be taken
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -284,6 +285,7 @@ def serve(model: Path, config: ServerConfig | None = None, say: Callable[[str], 
         versions.refresh()
         service = Service(remote or Embedded(versions, config.name), config)
         guard = Guard(create_app(service, Page(versions, config.name, service.ask)), config)
+        listening.listen(BACKLOG)  # from here on nobody is turned away
         host, port = listening.getsockname()[:2]
         at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         say(f"Open {at}/ to try it. Requests as for TF Serving: {at}/v1/models/{config.name}:predict")

@@ -44,10 +44,9 @@ class Server:
         return status, json.loads(body)
 
     def post(self, path: str, request: Any) -> tuple[int, Any]:
-        status, body, _ = self.send(
-            "POST", path, request if isinstance(request, bytes) else json.dumps(request).encode()
-        )
-        return status, json.loads(body)
+        body = request if isinstance(request, bytes) else json.dumps(request).encode()
+        status, found, _ = self.send("POST", path, body, {"Content-Type": "application/json"})
+        return status, json.loads(found)
 
     def predict(self, request: Any, model: str = "shortlist") -> tuple[int, Any]:
         return self.post(f"/v1/models/{model}:predict", request)
