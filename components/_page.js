@@ -4,7 +4,9 @@
 (() => {
   const WAIT = 60; // milliseconds after the last change
   const byId = (id) => document.getElementById(id);
+  const ENOUGH = 3; // items picked, until there is no need to suggest any
   const picked = []; // items, oldest first
+  let often = []; // items that many watched
   let user = "", about = null, asked = null, timer = 0, hues = new Map();
 
   const element = (tag, className, text) => {
@@ -148,7 +150,8 @@
   const chips = (films, count) => {
     const mine = who() === "me";
     byId("watched").hidden = !films.length;
-    byId("watched-heading").textContent = mine ? "Watched" : `User ${user} watched ${counted(count, "item")}, the last first`;
+    const theirs = `User ${user} watched ${counted(count, "item")}, the last first`;
+    byId("watched-heading").textContent = mine ? "Watched" : theirs;
     byId("chips").replaceChildren(...films.map((film, place) => {
       const chip = element("li"), text = filled(element("span"), film);
       chip.append(text);
@@ -164,10 +167,25 @@
     if (!mine && count > films.length) byId("chips").append(element("li", "more", `and ${count - films.length} more`));
   };
 
+  const suggest = () => {
+    const left = often.filter((film) => !picked.some((other) => other.id === film.id));
+    byId("suggested").hidden = who() !== "me" || picked.length >= ENOUGH || !left.length;
+    byId("suggestions").replaceChildren(...left.map((film) => {
+      const line = element("li"), button = element("button", "", named(film));
+      button.type = "button";
+      button.addEventListener("click", () => {
+        pick(film);
+        byId("search").focus();
+      });
+      line.append(button);
+      return line;
+    }));
+  };
+
   const who = () => document.querySelector("input[name=who]:checked").value;
   const question = () => {
     const context = {};
-    for (const select of document.querySelectorAll("#contexts select")) if (select.value) context[select.name] = select.value;
+    for (const { name, value } of document.querySelectorAll("#contexts select")) if (value) context[name] = value;
     const time = byId("time").valueAsNumber;
     return {
       history: who() === "me" ? picked.map((film) => film.id) : [],
@@ -180,8 +198,10 @@
   };
   const changed = () => {
     if (who() === "me") chips(picked, picked.length);
+    suggest();
     byId("k-value").textContent = byId("k").value;
-    byId("diversity-value").textContent = byId("diversity").valueAsNumber ? byId("diversity").valueAsNumber.toFixed(2) : "none";
+    const diversity = byId("diversity").valueAsNumber;
+    byId("diversity-value").textContent = diversity ? diversity.toFixed(2) : "none";
     clearTimeout(timer);
     timer = setTimeout(ask, WAIT);
   };
@@ -208,13 +228,14 @@
     if (!known) return [item.score.toLocaleString("en"), item.score === 1 ? "watch" : "watches"];
     if (item.expected !== null && item.expected >= 0) {
       const minutes = item.expected / 60;
-      return [minutes >= 1 ? `${minutes.toFixed(minutes < 10 ? 1 : 0)} min` : `${Math.round(item.expected)} s`, "expected"];
+      const text = minutes >= 1 ? `${minutes.toFixed(minutes < 10 ? 1 : 0)} min` : `${Math.round(item.expected)} s`;
+      return [text, "expected", true];
     }
     if (item.score < 0) return ["–", "not ranked"];
-    return [item.score.toPrecision(3), "odds"];
+    return [item.score.toPrecision(3), "odds", true];
   };
   const ranked = (item, place, most, known) => {
-    const made = element("li"), middle = element("div"), title = filled(element("button", "title"), item.film);
+    const made = element("li"), middle = element("div"), because = element("div", "because"), title = filled(element("button", "title"), item.film);
     title.type = "button";
     title.setAttribute("aria-expanded", "false");
     title.addEventListener("click", () => alike(item.film, title, made));
@@ -223,13 +244,16 @@
     if (item.reason) {
       const why = element("p", "why", "most like ");
       why.append(filled(element("b"), item.reason));
-      middle.append(why);
+      because.append(why);
     }
-    const tags = element("p", "tags");
-    tags.append(...item.sources.map(tag));
-    middle.append(tags);
-    const [text, unit] = amount(item, known), score = element("div", "score", text);
-    if (unit) score.append(element("small", "", unit));
+    if (known) {
+      const tags = element("p", "tags");
+      tags.append(...item.sources.map(tag));
+      because.append(tags);
+    }
+    middle.append(because);
+    const [text, unit, silent] = amount(item, known), score = element("div", "score", text);
+    score.append(element("small", silent ? "unseen" : "", ` ${unit}`));
     const value = item.expected ?? item.score;
     if (value > 0 && most > 0) {
       const meter = element("meter");
@@ -276,13 +300,12 @@
     const made = element("details"), head = element("summary"), list = element("ol");
     made.dataset.source = part.source;
     made.open = open;
-    head.append(tag(part.source), element("span", "count", part.count.toLocaleString("en")));
+    head.append(tag(part.source), element("span", "count", `${part.count.toLocaleString("en")} proposed`));
     list.append(...part.films.map((film, n) => {
       const line = element("li");
       line.append(element("span", "place", part.places[n]), filled(element("span"), film));
       return line;
     }));
-    if (part.count > part.films.length) list.append(element("li", "more", `and ${(part.count - part.films.length).toLocaleString("en")} more`));
     made.append(head, list);
     return made;
   };
@@ -292,14 +315,16 @@
     if (who() === "user") chips(found.watched, found.watched_count);
     const most = Math.max(0, ...found.ranked.map((item) => item.expected ?? item.score));
     byId("list").replaceChildren(...found.ranked.map((item, place) => ranked(item, place, most, known)));
+    const by = found.ranked.some((item) => item.expected !== null) ? "expected watch time" : "the odds of a watch";
     byId("ranked-text").textContent = known
-      ? "The second stage orders the shortlist."
+      ? `The second stage orders the shortlist, by ${by}.`
       : "Nothing watched yet: this is what was watched most lately.";
     const closed = new Set([...document.querySelectorAll("details:not([open])")].map((d) => d.dataset.source));
-    byId("sources").replaceChildren(...found.shortlist.map((part) => proposed(part, !closed.has(part.source))));
+    const parts = known ? found.shortlist : [];
+    byId("sources").replaceChildren(...parts.map((part) => proposed(part, !closed.has(part.source))));
     byId("shortlist-text").textContent = known
-      ? `${counted(found.size, "candidate")} by who proposed them, numbered as fused.`
-      : "The sources propose once something was watched.";
+      ? `${counted(found.size, "candidate")}, numbered as fused; each below the source that has it highest.`
+      : "The sources propose as soon as something was watched.";
     const url = `${location.origin}/v1/models/${encodeURIComponent(about.name)}:predict`;
     byId("curl").textContent = `curl -d ${quoted(JSON.stringify(found.request))} ${url}`;
     byId("request").hidden = false;
@@ -311,24 +336,27 @@
     byId("me").hidden = who() !== "me";
     byId("user").hidden = who() !== "user";
     if (who() === "user" && !user) chips([], 0);
+    suggest();
   };
   const begin = guarded(async () => {
     about = await fetched("page/model");
     document.title = `${about.name} · Shortlist`;
-    byId("about").textContent = "Pick what you have watched. Two stages find what comes next, among "
-      + `${counted(about.items, "item")} (version ${about.version} of ${about.name}).`;
+    const facts = [counted(about.items, "item"), counted(about.users, "user"), `version ${about.version}`];
+    byId("about").textContent = facts.join(" · ");
     hues = new Map(about.sources.map((source, n) => [source, `var(--hue${n % 6})`]));
     byId("diversity-field").hidden = !about.diversity;
     for (const { name, conditions } of about.contexts) {
-      const field = element("div", "field"), label = element("label", "", name.replace("context_", "").replaceAll("_", " "));
-      const select = element("select");
+      const field = element("div", "field"), label = element("label"), select = element("select");
+      const words = name.replace("context_", "").replaceAll("_", " ");
       select.id = select.name = name;
       label.htmlFor = name;
-      label.textContent = label.textContent[0].toUpperCase() + label.textContent.slice(1);
+      label.textContent = words.charAt(0).toUpperCase() + words.slice(1);
       select.append(new Option("any", ""), ...conditions.map((condition) => new Option(condition, condition)));
       field.append(label, select);
       byId("contexts").prepend(field);
     }
+    often = await fetched("page/items");
+    suggest();
     await ask();
   });
   combine(byId("search"), byId("found"),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 Ask = Callable[[str, str, bytes, float], tuple[int, bytes]]
-FOUND, SHOWN, LAST, ALIKE = 8, 12, 12, 8  # search results, items of a source, items watched, similar items
+FOUND, SHOWN, LAST, ALIKE = 8, 8, 12, 8  # search results, items of a source, items watched, similar items
 Id = Annotated[str, pydantic.StringConstraints(max_length=512)]
 Words = Annotated[str, pydantic.StringConstraints(max_length=200)]
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -55,7 +55,8 @@ class Ranked(pydantic.BaseModel):
 
 
 class Proposed(pydantic.BaseModel):
-    """What a source has in the shortlist: how many, and the first of them with their places."""
+    """What a source has in the shortlist: how many, and the first of those that it has higher than any other source,
+    with their places."""
 
     source: str
     count: int
@@ -240,19 +241,21 @@ class Page:
         return [(item, sources.split("+")) for item, sources, score in list(rows)[:count] if score >= 0]
 
     def _by_source(self, outputs: dict[str, Any], catalogue: Catalogue) -> list[Proposed]:
+        counts: dict[str, int] = {}
         found: dict[str, list[tuple[int, str]]] = {}
         for place, (item, sources) in enumerate(self._proposals(outputs), 1):
+            found.setdefault(sources[0], []).append((place, item))
             for source in sources:
-                found.setdefault(source, []).append((place, item))
-        order = [*catalogue.about["sources"], *found]
+                counts[source] = counts.get(source, 0) + 1
+        order = [*catalogue.about["sources"], *counts]
         return [
             Proposed(
                 source=source,
-                count=len(places),
-                films=[Film(**vars(catalogue.get(item))) for _, item in places[:SHOWN]],
-                places=[place for place, _ in places[:SHOWN]],
+                count=count,
+                films=[Film(**vars(catalogue.get(item))) for _, item in found.get(source, [])[:SHOWN]],
+                places=[place for place, _ in found.get(source, [])[:SHOWN]],
             )
-            for source, places in sorted(found.items(), key=lambda pair: order.index(pair[0]))
+            for source, count in sorted(counts.items(), key=lambda pair: order.index(pair[0]))
         ]
 
 

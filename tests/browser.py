@@ -1,6 +1,7 @@
 """A page in headless Chromium: what fails there, fails the test."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,14 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
         yield browser
         browser.close()
+
+
+def until(page: Any, condition: str, seconds: float = 10.0) -> None:
+    """Waits for a JavaScript condition; Playwright's own way is forbidden by a page's policy."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"not within {seconds:g} seconds: {condition}"
+        page.wait_for_timeout(10)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_users_have_what_they_watched_newest_first(catalogue: Catalogue) -> None
 
 def test_a_request_may_say_what_the_bundle_reads(catalogue: Catalogue) -> None:
     assert catalogue.about["sources"] == ["two_tower", "item_knn"]
-    assert catalogue.about["contexts"] == {"context_place": ["home", "train"]}
+    assert catalogue.about["contexts"] == {"context_place": ["train", "home"]}
     assert {"diversity", "k", "context_place", "quota_item_knn"} <= set(catalogue.about["features"])
     assert catalogue.about["size"] == 9
 
