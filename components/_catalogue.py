@@ -1,5 +1,6 @@
 """What a page shows of a model: titles, genres and users, all read from the SavedModel that is served."""
 
+import itertools
 import json
 import unicodedata
 from collections.abc import Sequence
@@ -144,11 +145,7 @@ class Catalogue:
         return [self.items[self._by_popularity[place]] for _, place in sorted(found)[:most]]
 
     def find_users(self, start: str, most: int) -> list[str]:
-        """The first ids that begin so."""
-        found: list[str] = []
-        for user in self.users:
-            if user.startswith(start):
-                found.append(user)
-                if len(found) == most:
-                    break
-        return found
+        """The id itself, then the first of those that begin so."""
+        own = [start] if start in self._user_rows else []
+        others = (user for user in self.users if user.startswith(start) and user != start)
+        return [*own, *itertools.islice(others, most - len(own))]
