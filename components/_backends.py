@@ -13,10 +13,10 @@ from shortlist.components._rest import (
     TIMEOUT,
     Call,
     RestError,
-    encode_outputs,
     read_inputs,
     read_signature,
 )
+from shortlist.components._rest_answers import encode_outputs
 from shortlist.components._versions import State, Versions
 
 METHODS = {"classify": "classification", "regress": "regression"}

@@ -1,4 +1,4 @@
-"""TF Serving's REST interface: its paths, its JSON in both formats, and its errors, word for word.
+"""TF Serving's REST interface: its paths, its requests in both formats, and its errors, word for word.
 
 Source: tensorflow_serving/util/json_tensor.cc, model_servers/http_rest_api_util.cc and http_server.cc, and what its
 documentation of the RESTful API says. A request becomes arrays by the names of a signature's inputs; the outputs of the
@@ -92,10 +92,6 @@ def read_path(method: str, path: str) -> Call:
 
 def _unescaped(text: str) -> str:
     return unquote_to_bytes(text).decode("utf-8", "replace")
-
-
-def error_body(message: str) -> bytes:
-    return json.dumps({"error": message}).encode()
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -379,7 +375,7 @@ def _shown(value: Any, rest: str) -> RestError:
 
 def refuse_above(request: Mapping[str, Any], batch: int, k: int, k_of_example: Callable[[str], int | None]) -> None:
     """Refuses a request of more rows than `batch`, or that asks for more than `k` items, in an input or an example."""
-    rows, inputs = request.get("instances"), request.get("inputs")
+    rows, inputs = request.get("instances"), request.get("inputs", [])
     asked: list[Any] = []
     examples: list[Any] = []
     count = 0
@@ -387,7 +383,7 @@ def refuse_above(request: Mapping[str, Any], batch: int, k: int, k_of_example: C
         count = len(rows)
         asked = [row.get("k") for row in rows if isinstance(row, dict)]
         examples = [row if is_b64(row) else row.get("examples") for row in rows if isinstance(row, dict)]
-    elif _is_object(inputs):
+    elif isinstance(inputs, dict):
         columns = {name: value for name, value in inputs.items() if isinstance(value, list)}
         count = max(map(len, columns.values()), default=0)
         asked, examples = columns.get("k", []), columns.get("examples", [])
@@ -399,62 +395,3 @@ def refuse_above(request: Mapping[str, Any], batch: int, k: int, k_of_example: C
     most = max((value for value in [*asked, *said] if type(value) is int), default=0)
     if most > k:
         raise RestError(INVALID, f"`k` must be at most {k:,} here (--max-k). Received: {most}.")
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-
-def encode_outputs(outputs: Mapping[str, np.ndarray], by_rows: bool) -> bytes:
-    """The body of an answer; a single output comes without its name."""
-    if not outputs:
-        raise RestError(INVALID, "Cannot convert empty tensor map to JSON")
-    if by_rows:
-        _refuse_unless_batched(outputs)
-    lists = {name: _listed(name, values) for name, values in sorted(outputs.items())}
-    single = next(iter(lists.values()))
-    if not by_rows:
-        found: Any = {"outputs": single if len(lists) == 1 else lists}
-    elif len(lists) == 1:
-        found = {"predictions": single}
-    else:
-        found = {"predictions": [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]}
-    return json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
-
-
-def _refuse_unless_batched(outputs: Mapping[str, np.ndarray]) -> None:
-    size = None
-    for name, values in outputs.items():
-        if not values.ndim:
-            raise RestError(INVALID, f"Tensor name: {name} has no shape information ")
-        if size not in (None, len(values)):
-            raise RestError(
-                INVALID, f"Tensor name: {name} has inconsistent batch size: {len(values)} expecting: {size}"
-            )
-        size = len(values)
-
-
-def _listed(name: str, values: np.ndarray) -> Any:
-    if values.dtype == object:
-        binary = name.endswith("_bytes")
-        flat = [
-            {"b64": base64.b64encode(v).decode()} if binary else v.decode("utf-8", "replace") for v in values.ravel()
-        ]
-        array = np.empty(len(flat), object)
-        array[:] = flat
-        return array.reshape(values.shape).tolist()
-    if values.dtype.kind == "f":
-        return _shortest(values).tolist()
-    if values.dtype.kind not in "iub":
-        raise RestError(INVALID, f"Failed to write JSON value for tensor type: {values.dtype.name}")
-    return values.tolist()
-
-
-def _shortest(values: np.ndarray) -> np.ndarray:
-    """float64 with the digits that TF Serving prints: six, or as many as are needed to read the same number."""
-    flat = values.ravel()
-    six = np.array([float(f"{v:.6g}") for v in flat.tolist()], np.float64)
-    digits = {2: 5, 4: 9}.get(values.dtype.itemsize, 17)
-    full = np.array([float(f"{v:.{digits}g}") for v in flat.tolist()], np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        same = six.astype(values.dtype) == flat
-    return np.where(same, six, full).reshape(values.shape)

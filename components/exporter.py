@@ -114,7 +114,7 @@ class Exporter(Component):
             "size": first_stage.size,
         }
         genres = [names[row > 0].tolist() for row in data.items["genres"][2:]]
-        write_catalogue(out / "saved_model", ids[2:], titles, data.items["year"][2:], genres, about)
+        write_catalogue(out / "saved_model", ids[2:].tolist(), titles, data.items["year"][2:].tolist(), genres, about)
         signatures = tf.saved_model.load(str(out / "saved_model")).signatures
         features = servable.example_features
         defaults = {

@@ -27,6 +27,7 @@ from shortlist.components._config import Config
 from shortlist.components._openapi import ROUTES
 from shortlist.components._page_api import Page, add_page
 from shortlist.components._rest import RestError
+from shortlist.components._rest_answers import error_body
 from shortlist.components._versions import Versions, find
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Guard:
                 headers = [(b"content-type", b"application/json")]
                 await send({"type": "http.response.start", "status": rest.INTERNAL, "headers": headers})
                 text = "The server failed; its log says more."
-                await send({"type": "http.response.body", "body": rest.error_body(text)})
+                await send({"type": "http.response.body", "body": error_body(text)})
         self.answered += 1
 
     def _bounded(self, receive: Any, headers: list[tuple[bytes, bytes]]) -> Any:
@@ -223,7 +224,7 @@ def create_app(service: Service, page: Page) -> "FastAPI":
     )
 
     def refusal(status: int, text: str) -> Response:
-        return Response(rest.error_body(text), status, media_type="application/json")
+        return Response(error_body(text), status, media_type="application/json")
 
     @app.exception_handler(RestError)
     async def refused(_: Request, error: RestError) -> Response:

@@ -10,7 +10,19 @@ from cli_cases import cli, flat, refused, whole
 
 from shortlist import ShortlistError
 
-COMMANDS = ("run", "train", "tune", "evaluate", "compare", "recommend", "predict", "rollback", "models", "data")
+COMMANDS = (
+    "run",
+    "train",
+    "tune",
+    "evaluate",
+    "compare",
+    "recommend",
+    "predict",
+    "serve",
+    "rollback",
+    "models",
+    "data",
+)
 HEAD = "user,item,timestamp,rating\n"
 ROWS = "".join(f"u{user},i{(user + step) % 20},{1000 * step},3\n" for user in range(8) for step in range(10))
 TINY = ("sources.wals.embedding_dim=2", "sources.wals.epochs=1", "sources.two_tower.epochs=1")

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -606,13 +607,25 @@ def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     out.print()
     _show_recommendations(done["Exporter"] / "saved_model", settings.workdir, user, [], 10)
     pushed = done["Pusher"].read_json("pushed.json")
-    report = f"Report: {settings.workdir / 'report.html'}"
-    if not pushed["pushed"]:
+    if pushed["pushed"]:
+        lines = [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"])]
+    else:
         out.print("\n[bold]Not pushed.[/bold] " + escape(" ".join(pushed["reasons"])))
-        out.print(report, soft_wrap=True, markup=False)
-        raise typer.Exit(NOT_BLESSED)
-    for line in [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"]), report]:
+        lines = []
+    lines += [
+        f"Report: {settings.workdir / 'report.html'}",
+        f"Try it in a browser: {_again('serve', settings.workdir)}",
+    ]
+    for line in lines:
         out.print(line, soft_wrap=True, markup=False)
+    if not pushed["pushed"]:
+        raise typer.Exit(NOT_BLESSED)
+
+
+def _again(command: str, run: Path) -> str:
+    """A command on a run, with the program as it was called: it may not be on the PATH."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "shortlist" and not shutil.which("shortlist") else "shortlist"
+    return shlex.join([program, command, str(run)])
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:

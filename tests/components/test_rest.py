@@ -9,7 +9,6 @@ import pytest
 from shortlist.components._rest import (
     Call,
     RestError,
-    encode_outputs,
     parse,
     read_inputs,
     read_path,
@@ -17,6 +16,7 @@ from shortlist.components._rest import (
     refuse_above,
     shown,
 )
+from shortlist.components._rest_answers import encode_outputs
 
 ONE = {"x": np.dtype("float32")}
 TEXT = {"x": np.dtype(object)}
