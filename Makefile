@@ -11,7 +11,7 @@ EDITABLE := PYTHONWARNINGS='ignore:Editable installation' $(INSTALL) --build-con
 .PHONY: help demo test lint types clean
 
 help:
-	@echo "make demo     the whole pipeline on 100,004 real ratings: retrieve, rank, evaluate, export, push"
+	@echo "make demo     the whole pipeline on 100,004 real ratings: retrieve, rank, evaluate, push, look"
 	@echo "make test     the whole test suite, notebooks included (one part of it: make test ARGS='-k wals')"
 	@echo "make lint     ruff: rules and format"
 	@echo "make types    mypy on the installed wheel"
@@ -48,10 +48,10 @@ $(VENV)/.created:
 
 $(VENV)/.demo: $(VENV)/.created setup.py constraints.txt
 	@echo "Installing shortlist and its pinned dependencies into $(VENV): about 3 GB, some minutes the first time."
-	$(EDITABLE) '.[demo]'
+	$(EDITABLE) '.[demo,serve]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.created setup.py constraints.txt
 	@echo "Installing shortlist, its pinned dependencies and the tools into $(VENV): some minutes the first time."
-	$(EDITABLE) '.[demo,dev]'
+	$(EDITABLE) '.[demo,serve,dev]'
 	@touch $(VENV)/.demo $@

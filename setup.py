@@ -23,6 +23,7 @@ EXTRAS = {
     "bench": ["implicit>=0.7.2", "irspack>=0.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "dev": [
+        "axe-playwright-python>=0.1.8",
         "build>=1.2",
         "faiss-cpu>=1.11",
         "hypothesis>=6.100",
@@ -37,6 +38,7 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "ruff>=0.8",
+        "schemathesis>=4.0",
     ],
 }
 
@@ -62,7 +64,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "shortlist": ["py.typed"],
-        "shortlist.components": ["*.c"],
+        "shortlist.components": ["*.c", "*.css", "*.html", "*.js"],
         "shortlist.trainers": ["configs/*.toml"],
     },
     install_requires=[

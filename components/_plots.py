@@ -15,31 +15,11 @@ from typing import Any, TypeAlias
 
 import altair as alt
 
+from shortlist.components._theme import DARK, FONT, LIGHT, variables
+
 Cell: TypeAlias = str | bool | int | float | None
 AnyChart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
 
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-# Hues of Okabe and Ito, told apart with any kind of colour vision; lighter where the ground is dark.
-LIGHT = {
-    "ground": "#f6f7f8",
-    "card": "#ffffff",
-    "ink": "#16191d",
-    "muted": "#59616b",
-    "line": "#dfe3e8",
-    "faint": "#b3bcc6",
-    "category": ["#0069aa", "#c27d00", "#b42318", "#00866a", "#a8568f", "#2a8ec6", "#59616b"],
-    "ramp": ["#d3dee9", "#8fb8d9", "#2f83be", "#00497a"],
-}
-DARK = {
-    "ground": "#111418",
-    "card": "#191d22",
-    "ink": "#e9ecef",
-    "muted": "#9ba5b0",
-    "line": "#2d333a",
-    "faint": "#5b6570",
-    "category": ["#5fb4ee", "#f0b040", "#ff7a6e", "#3cc7a3", "#db92c3", "#9bd3f5", "#9ba5b0"],
-    "ramp": ["#364657", "#3a6c97", "#5fb4ee", "#d4ecff"],
-}
 _NUMBER = re.compile(r"[+\-−±]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?( ?(%|s|min|h))?( \[.*\])?")
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -306,13 +286,7 @@ def _text(cell: Cell) -> str:
 
 
 def _css() -> str:
-    def variables(colours: Mapping[str, Any]) -> str:
-        names = ("ground", "card", "ink", "muted", "line")
-        accent, failed = colours["category"][0], colours["category"][2]
-        return "".join(f"--{name}:{colours[name]};" for name in names) + f"--accent:{accent};--failed:{failed};"
-
-    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK)} }} }}"
-    return f":root {{ {variables(LIGHT)} }} {dark} body {{ font: 1rem/1.55 {FONT} }} {_STYLE}"
+    return f"{variables()} body {{ font: 1rem/1.55 {FONT} }} {_STYLE}"
 
 
 _STYLE = """

@@ -253,7 +253,9 @@ class Bundle(Artifact):
     """What is served.
 
     - `saved_model/`: the two stages as one SavedModel with string ids; needs nothing but TensorFlow. Its
-      `assets.extra/tf_serving_warmup_requests` holds the requests below and their answers as TF Serving logs them.
+      `assets.extra/tf_serving_warmup_requests` holds the requests below and their answers as TF Serving logs them;
+      `assets.extra/catalogue.parquet` the items as people know them, for `shortlist serve`: item and title string, year
+      int32 (0 unknown), genres list<string>, in the order of the rows, with what a request may say in its metadata.
     - `requests.json`: `{"files": {path: {"bytes", "sha256"}}, "signatures": [..], "types": {signature: {input: type}},
       "requests": [{"signature_name", "inputs", "outputs"}]}`: the other files, and requests by columns with the answers
       when it was made.

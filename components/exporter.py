@@ -10,6 +10,7 @@ import numpy as np
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._catalogue import write_catalogue
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, build_shortlist
 from shortlist.components._prediction_log import LIMIT, WARMUP, log_record, write_logs
@@ -86,15 +87,15 @@ class Exporter(Component):
         newest, oldest = int(times.max(initial=0)), int(times.min(initial=times.max(initial=0)))
         ids = data.items["id"]
         with tempfile.TemporaryDirectory() as folder:
-            titles = Path(folder) / "titles.txt"
-            lines = (re.sub(r"[\r\n]+", " ", title) for title in data.items["title"][2:])
-            titles.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            file = Path(folder) / "titles.txt"
+            titles = [re.sub(r"[\r\n]+", " ", title) for title in data.items["title"][2:]]
+            file.write_text("".join(f"{line}\n" for line in titles), "utf-8")
             servable = Servable(
                 first_stage,
                 tf.saved_model.load(str(ranker / "serving")),
                 item_file=str(encoded / "items.txt"),
                 user_file=str(encoded / "users.txt"),
-                title_file=str(titles),
+                title_file=str(file),
                 item_ids=ids.astype(str),
                 stored=store(rows, data),
                 now=newest,
@@ -105,6 +106,15 @@ class Exporter(Component):
                 unit=learned["unit"] if learned else None,
             )
             tf.saved_model.save(servable, str(out / "saved_model"), signatures=servable.interface)
+        names = np.array(data.state["genres"], object)
+        about = {
+            "sources": list(sources),
+            "contexts": {name: vocabulary(data, name) for name in data.contexts},
+            "features": sorted(servable.example_features),
+            "size": first_stage.size,
+        }
+        genres = [names[row > 0].tolist() for row in data.items["genres"][2:]]
+        write_catalogue(out / "saved_model", ids[2:].tolist(), titles, data.items["year"][2:].tolist(), genres, about)
         signatures = tf.saved_model.load(str(out / "saved_model")).signatures
         features = servable.example_features
         defaults = {
@@ -164,6 +174,11 @@ def store(rows: dict[str, np.ndarray], data: EncodedData) -> "Stored":
     return Stored(splits, item, time[order], positive, watched, known_weight(data, rows)[keep][order])
 
 
+def vocabulary(data: EncodedData, name: str) -> list[str]:
+    """The values of something that a request may say."""
+    return (data.artifact / f"{data.state['request'][name]['file']}.txt").read_text("utf-8").split("\n")[:-1]
+
+
 def said(data: EncodedData) -> dict[str, Any]:
     """A value of everything that a request may say beside user, history and time."""
     found: dict[str, Any] = {}
@@ -171,7 +186,7 @@ def said(data: EncodedData) -> dict[str, Any]:
         if info["kind"] == "number":
             found[name] = float(info["quantiles"][0])
         else:
-            words = (data.artifact / f"{info['file']}.txt").read_text("utf-8").split("\n")[:2]
+            words = vocabulary(data, name)[:2]
             found[name] = " ".join(words) if info["kind"] == "tokens" else words[0]
     return found
 

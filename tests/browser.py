@@ -1,6 +1,7 @@
-"""An HTML file in headless Chromium, without a network: what fails there, fails the test."""
+"""A page in headless Chromium: what fails there, fails the test."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,29 +35,47 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@contextmanager
-def opened(browser: Any, path: Path, width: int = 1280, dark: bool = False) -> Iterator[Any]:
-    """The page of a file, all of its plots drawn.
+def until(page: Any, condition: str, seconds: float = 10.0) -> None:
+    """Waits for a JavaScript condition; Playwright's own way is forbidden by a page's policy."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"not within {seconds:g} seconds: {condition}"
+        page.wait_for_timeout(10)
 
-    Fails where it asks for anything beyond itself, where a script fails or the console says so, where a plot has no
-    marks or does not fit its place, or where the page is wider than the window.
+
+@contextmanager
+def page_of(browser: Any, address: str, own: tuple[str, ...], width: int, dark: bool, **options: Any) -> Iterator[Any]:
+    """A page in a window of its own, and what is wrong with it.
+
+    Fails where it asks for anything that doesn't begin with one of `own`, where a script fails or the console says so,
+    or where it ends wider than the window.
     """
     scheme = "dark" if dark else "light"
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
     wrong: list[str] = []
     page = context.new_page()
-    page.on("request", lambda r: None if r.url.startswith(LOCAL) else wrong.append(f"asks for {r.url}"))
+    page.on("request", lambda r: None if r.url.startswith(own) else wrong.append(f"asks for {r.url}"))
     page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
     page.on("console", lambda m: wrong.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
-    page.goto(path.resolve().as_uri())
-    page.wait_for_function("document.documentElement.dataset.plots !== undefined", timeout=60_000)
-    assert not page.evaluate("document.documentElement.dataset.errors"), page.inner_text("#errors")
-    plots = page.evaluate(PLOTS)
-    assert page.evaluate("Number(document.documentElement.dataset.plots)") == len(plots)
-    wrong += [f"no marks in the plot {plot['label']!r}" for plot in plots if not plot["marks"]]
-    wrong += [f"{plot['label']!r} does not fit its place" for plot in plots if plot["width"] > plot["room"] + 1]
+    page.goto(address)
+    yield page, wrong
     wide = page.evaluate("document.documentElement.scrollWidth")
     wrong += [f"the page is {wide} pixels wide in a window of {width}"] if wide > width else []
-    yield page
     context.close()
     assert not wrong, "\n".join(wrong)
+
+
+@contextmanager
+def opened(browser: Any, path: Path, width: int = 1280, dark: bool = False) -> Iterator[Any]:
+    """The page of a file, without a network, all of its plots drawn.
+
+    Fails also where a plot has no marks or does not fit its place.
+    """
+    with page_of(browser, path.resolve().as_uri(), LOCAL, width, dark, offline=True) as (page, wrong):
+        page.wait_for_function("document.documentElement.dataset.plots !== undefined", timeout=60_000)
+        assert not page.evaluate("document.documentElement.dataset.errors"), page.inner_text("#errors")
+        plots = page.evaluate(PLOTS)
+        assert page.evaluate("Number(document.documentElement.dataset.plots)") == len(plots)
+        wrong += [f"no marks in the plot {plot['label']!r}" for plot in plots if not plot["marks"]]
+        wrong += [f"{plot['label']!r} does not fit its place" for plot in plots if plot["width"] > plot["room"] + 1]
+        yield page

@@ -10,7 +10,7 @@ from cli_cases import cli, flat, refused, whole
 
 from shortlist import ShortlistError
 
-COMMANDS = ("run", "train", "tune", "evaluate", "compare", "recommend", "predict", "refresh", "rollback")
+COMMANDS = ("run", "train", "tune", "evaluate", "compare", "recommend", "predict", "refresh", "serve", "rollback")
 COMMANDS += ("models", "data")
 HEAD = "user,item,timestamp,rating\n"
 ROWS = "".join(f"u{user},i{(user + step) % 20},{1000 * step},3\n" for user in range(8) for step in range(10))

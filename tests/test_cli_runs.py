@@ -52,7 +52,9 @@ def test_a_run_prints_figures_recommendations_and_how_to_serve(home):
     assert f"\nPushed: {version}\n" in stdout
     assert f"--model_name=shortlist --model_base_path={version.parent}\n" in stdout
     assert (version / "saved_model.pb").exists()
-    assert stdout.endswith(f"Report: {home / 'run' / 'report.html'}\nexit code 0\n")
+    report, page, code = stdout.splitlines()[-3:]
+    assert (report, code) == (f"Report: {home / 'run' / 'report.html'}", "exit code 0")
+    assert re.fullmatch(rf"Try it in a browser: (\S*/)?shortlist serve {home / 'run'}", page)
     assert f"{STEPS} steps run, 0 from the cache" in stderr
     assert list(small_run.steps(stderr).values()) == [True] * STEPS
     assert "Traceback" not in stderr
@@ -91,7 +93,8 @@ def test_a_ranker_that_does_not_learn_is_trained_anew_and_not_pushed(home, run):
     assert result.exit_code == 3
     ran = [name for name, did in small_run.steps(result.stderr).items() if did]
     assert ran == ["Trainer.weighted_logistic", "Evaluator", "Reporter", "Exporter", "InfraValidator", "Pusher"]
-    assert result.stdout.rstrip().endswith(f"Report: {run / 'report.html'}")
+    assert f"\nReport: {run / 'report.html'}\n" in result.stdout
+    assert result.stdout.rstrip().endswith(f"shortlist serve {run}")
     assert "**Not blessed.**" in (run / "report.md").read_text()
     metrics = metrics_of(run)
     assert not metrics["blessed"]

@@ -24,6 +24,7 @@ FOLDERS = {
     "components": "shortlist/components",
     "trainers": "shortlist/trainers",
 }
+KINDS = ("*.py", "*.c", "*.css", "*.html", "*.js", "configs/*.toml")
 NOT_SOURCES = (".git", ".venv*", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 
 
@@ -31,7 +32,7 @@ def sources() -> dict[str, str]:
     """The files to ship, by their path in the repository, and the path in the wheel."""
     found = {}
     for folder, package in FOLDERS.items():
-        paths = [p for kind in ("*.py", "*.c", "configs/*.toml") for p in (ROOT / folder).rglob(kind)]
+        paths = [p for kind in KINDS for p in (ROOT / folder).rglob(kind)]
         found |= {
             f"{folder}/{p.relative_to(ROOT / folder)}": f"{package}/{p.relative_to(ROOT / folder)}" for p in paths
         }

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -523,6 +524,59 @@ def _show_refresh(counts: dict[str, int], pushed: dict[str, Any]) -> None:
 
 @app.command()
 @_one_line
+def serve(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN|BUNDLE", help="A run's folder, a pushed model's, or that of a bundle.")
+    ],
+    port: Annotated[int, typer.Option(help="0 takes one that is free.")] = 8501,
+    host: Annotated[str, typer.Option(help="The address; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
+    name: Annotated[str, typer.Option(help="The model's name in the paths.")] = "shortlist",
+    backend: Annotated[
+        str, typer.Option(metavar="embedded|URL", help="Who answers: this process, or a TF Serving.")
+    ] = "embedded",
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 1 << 20,
+    max_batch: Annotated[int, typer.Option(help="Rows of a request.")] = 256,
+    max_k: Annotated[int, typer.Option(help="Items that a row may ask for.")] = 1_000,
+    timeout: Annotated[float, typer.Option(help="Seconds until an answer.")] = 10.0,
+) -> None:
+    """A page to try the recommendations on, and TF Serving's REST interface to them, on this machine.
+
+    For development and demonstrations: production runs TF Serving, which answers the same requests. A version that is
+    pushed while it runs takes the place of the one before, and no request fails. Ctrl+C or SIGTERM stops it, after
+    it has answered what it accepted. With --backend http://host:8501 a TF Serving answers, and the page is here.
+
+    Example: [bold]shortlist serve runs/demo --port 8501[/bold]
+    """
+    import logging
+
+    from shortlist.components._config import parse
+    from shortlist.components.server import ServerConfig
+    from shortlist.components.server import serve as run_server
+
+    given = {"name": name, "host": host, "port": port, "backend": backend, "timeout": timeout}
+    limits = {"max_body": max_body, "max_batch": max_batch, "max_k": max_k}
+    config = parse(ServerConfig, {**given, **limits}, "`serve`")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("shortlist.serve").setLevel(logging.INFO)
+    run_server(_served(model), config, lambda line: out.print(line, soft_wrap=True, markup=False))
+
+
+def _served(model: Path) -> Path:
+    """Where the versions are that a run pushed, or its bundle if it pushed none; any other folder as it is."""
+    if not (model / "run.json").exists():
+        return model
+    home = _pushed(model)
+    return home if home.is_dir() and any(path.name.isdecimal() for path in home.iterdir()) else _bundle_of(model)
+
+
+def _pushed(run: Path) -> Path:
+    """The folder of the versions that a run pushes."""
+    push = _read_run(run)[0].push
+    return (push.destination or run / "pushed") / push.name
+
+
+@app.command()
+@_one_line
 def rollback(
     pushed: Annotated[Path, typer.Argument(help="A run's folder, or that of a pushed model's versions.")],
     to: Annotated[int | None, typer.Option(help="The version to go back to. [default: the one before]")] = None,
@@ -535,8 +589,7 @@ def rollback(
 
     home = pushed
     if (pushed / "run.json").exists():
-        push = _read_run(pushed)[0].push
-        home = (push.destination or pushed / "pushed") / push.name
+        home = _pushed(pushed)
     taken, served = rollback(home, to)
     out.print(
         f"Rolled back: {', '.join(map(str, taken))}. Served now: {home / str(served)}", soft_wrap=True, markup=False
@@ -658,13 +711,25 @@ def _show_run(settings: "TwoStage", done: "dict[str, Artifact]") -> None:
     out.print()
     _show_recommendations(done["Exporter"] / "saved_model", settings.workdir, user, [], 10)
     pushed = done["Pusher"].read_json("pushed.json")
-    report = f"Report: {settings.workdir / 'report.html'}"
-    if not pushed["pushed"]:
+    if pushed["pushed"]:
+        lines = [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"])]
+    else:
         out.print("\n[bold]Not pushed.[/bold] " + escape(" ".join(pushed["reasons"])))
-        out.print(report, soft_wrap=True, markup=False)
-        raise typer.Exit(NOT_BLESSED)
-    for line in [f"\nPushed: {pushed['path']}", "Serve it:", *(f"  {line}" for line in pushed["serve"]), report]:
+        lines = []
+    lines += [
+        f"Report: {settings.workdir / 'report.html'}",
+        f"Try it in a browser: {_again('serve', settings.workdir)}",
+    ]
+    for line in lines:
         out.print(line, soft_wrap=True, markup=False)
+    if not pushed["pushed"]:
+        raise typer.Exit(NOT_BLESSED)
+
+
+def _again(command: str, run: Path) -> str:
+    """A command on a run, with the program as it was called: it may not be on the PATH."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "shortlist" and not shutil.which("shortlist") else "shortlist"
+    return shlex.join([program, command, str(run)])
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
