@@ -151,20 +151,35 @@ def masked_top_k(
       `items` int32 `[B, k]` and `scores` float `[B, k]`, best first, ties by the lower row. Where fewer than k items
       are left, the rest is item 0 (or −1 when `first_id` is 0) with score −∞.
     """
-    scores = tf.convert_to_tensor(scores)
-    shape = tf.shape(scores)
+    scores, k = tf.convert_to_tensor(scores), tf.convert_to_tensor(k)
+    rows, size = tf.shape(scores)[0], tf.shape(scores)[1]
     low = tf.constant(-np.inf, scores.dtype)
-    column = tf.range(shape[1])
-    scores = tf.where(column[tf.newaxis] < first_id, low, scores)
+    never = tf.broadcast_to(tf.range(-1, first_id), [rows, first_id + 1])  # with one of padding, so that it isn't empty
     if exclude is not None:
-        exclude = tf.cast(exclude, tf.int32)
-        keep = (exclude >= 0) & (exclude < shape[1])
-        rows = tf.broadcast_to(tf.range(shape[0])[:, tf.newaxis], tf.shape(exclude))
-        where = tf.boolean_mask(tf.stack([rows, exclude], axis=-1), keep)  # [N, 2]
-        scores = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
-    k = tf.convert_to_tensor(k)
-    values, items = tf.math.top_k(scores, tf.minimum(k, shape[1]))
-    missing = [[0, 0], [0, k - tf.minimum(k, shape[1])]]
+        never = tf.concat([never, tf.cast(exclude, tf.int32)], axis=1)  # [B, E]
+    enough, least = k + tf.shape(never)[1], tf.minimum(k, size)
+
+    def left_out_after() -> tuple[tf.Tensor, tf.Tensor]:
+        values, items = tf.math.top_k(scores, tf.minimum(enough, size))
+        values, place = tf.math.top_k(tf.where(is_among(items, never), low, values), least)
+        return values, tf.gather(items, place, batch_dims=1)
+
+    def left_out_before() -> tuple[tf.Tensor, tf.Tensor]:
+        where = tf.boolean_mask(cell_indices(never), (never >= 0) & (never < size))  # [N, 2]
+        fewer = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
+        return tuple(tf.math.top_k(fewer, least))
+
+    # Only the second copies the scores; the first finds as many more as there are exclusions.
+    values, items = tf.cond(8 * enough <= size, left_out_after, left_out_before)
+    missing = [[0, 0], [0, k - least]]
     values = tf.pad(values, missing, constant_values=low)
     items = tf.pad(items, missing)
     return tf.where(values > low, items, 0 if first_id > 0 else -1), values
+
+
+def is_among(items: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    """Whether each of `items` int32 `[B, C]` is one of its row of `others` int32 `[B, E]`, E ≥ 1: bool `[B, C]`."""
+    width = tf.shape(others)[1]
+    ascending = -tf.math.top_k(-others, width)[0]
+    at = tf.minimum(tf.searchsorted(ascending, items), width - 1)
+    return tf.gather(ascending, at, batch_dims=1) == items

@@ -100,8 +100,7 @@ class ColumnFeatures(tf.Module):
             shown = total + tf.reduce_sum(ignored, 1, keepdims=True)
             rate = (total + PRIOR * self.base_rate) / (shown + PRIOR)  # [B, 1]
         for name in ("genres", *self.rows):
-            same = self._same(name, items, history) * seen[:, tf.newaxis]  # [B, K, L]
-            last = tf.reduce_min(tf.where(same > 0, ago[:, tf.newaxis], NEVER), axis=-1)
+            same, last = self._shared(name, items, history, seen, tf.where(seen > 0, ago, NEVER))
             columns += [tf.math.log1p(tf.reduce_sum(same, -1)), log_days(last)]
             if self.kind:
                 held = tf.linalg.matvec(same, known)  # [B, K]
@@ -123,14 +122,20 @@ class ColumnFeatures(tf.Module):
             columns += self._ignored(query, items, ignored)
         return columns
 
-    def _same(self, name: str, items: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-        """Whether items `[B, K]` share a value of a column with `others` `[B, L]`, float32 `[B, K, L]`."""
+    def _shared(
+        self, name: str, items: tf.Tensor, others: tf.Tensor, seen: tf.Tensor, ago: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Whether items `[B, K]` share a value of a column with `others` `[B, L]` where `seen`, 1 or 0 `[B, K, L]`, and
+        the least of `ago` `[B, L]` among those, NEVER without one, `[B, K]`."""
         if name == "genres":
-            own, theirs = tf.gather(self.genres, items), tf.gather(self.genres, others)
-            return tf.cast(tf.linalg.matmul(own, theirs, transpose_b=True) > 0, tf.float32)
+            own, theirs = tf.gather(self.genres, items), tf.gather(self.genres, others) * seen[..., tf.newaxis]
+            same = tf.minimum(tf.linalg.matmul(own, theirs, transpose_b=True), 1.0)
+            of_genre = tf.reduce_min(tf.where(theirs > 0, ago[..., tf.newaxis], NEVER), axis=1, keepdims=True)
+            return same, tf.reduce_min(tf.where(own > 0, of_genre, NEVER), axis=-1)  # [B, K, G], less than [B, K, L]
         own, theirs = (tf.gather(self.rows[name], rows) for rows in (items, others))
+        theirs = tf.where((seen > 0) & (theirs >= FIRST_ID), theirs, -1)
         equal = own[:, :, tf.newaxis] == theirs[:, tf.newaxis]
-        return tf.cast(equal & (own >= FIRST_ID)[..., tf.newaxis], tf.float32)
+        return tf.cast(equal, tf.float32), tf.reduce_min(tf.where(equal, ago[:, tf.newaxis], NEVER), axis=-1)
 
     def _alike(self, name: str, items: tf.Tensor, others: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
         """How many of `others` `[B, M]`, 1 where `counted`, have the value of items `[B, K]`, summed over values."""

@@ -33,7 +33,8 @@ class QuantileNormalization(tf.keras.layers.Layer):
         self.num_features, self.num_quantiles = num_features, num_quantiles
         shape, fixed = (num_features, num_quantiles), {"initializer": "zeros", "trainable": False}
         self.boundaries = self.add_weight("boundaries", shape, **fixed)
-        self.lines = self.add_weight("lines", (*shape, 3), **fixed)
+        self.edges = self.add_weight("edges", (num_features, 2 * num_quantiles), **fixed)
+        self.lines = self.add_weight("lines", (num_features, 2 * num_quantiles + 1, 3), **fixed)
         self.set_boundaries(np.zeros(shape))
 
     def adapt(self, values: np.ndarray) -> None:
@@ -47,39 +48,39 @@ class QuantileNormalization(tf.keras.layers.Layer):
     def set_boundaries(self, boundaries: ArrayLike) -> None:
         """Sets the quantiles, float `[F, N]`, ascending in each row.
 
-        Of each, `lines` hold the value itself, the slope to the next, and the middle of those that equal it.
+        Around each lies a stretch of what equals it but for the rounding of the batch that it was computed in; `edges`
+        are where the stretches begin and end. Of what lies before the first edge and after each, `lines` hold a start,
+        a slope and the share at the start.
         """
         bounds = np.asarray(boundaries, np.float32)
+        last, slack = np.float32(self.num_quantiles - 1), 1e-6 * (1.0 + np.abs(bounds))
         step = np.diff(bounds, axis=1, append=bounds[:, -1:])
         slope = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
-        first = tf.searchsorted(bounds, bounds - _slack(bounds)).numpy()
-        middle = (first + np.arange(self.num_quantiles)) / 2
+        place = np.broadcast_to(np.arange(self.num_quantiles, dtype=np.float32), bounds.shape)
+        middle = (tf.searchsorted(bounds, bounds - slack).numpy() + place) / 2  # of those that equal it
+        begins, ends = bounds - slack, bounds + slack
+        ends[:, :-1] = np.minimum(ends[:, :-1], begins[:, 1:])
+        on = np.stack([bounds, np.zeros_like(bounds), middle / last], axis=-1)
+        after = np.stack([bounds, slope / last, place / last], axis=-1)
+        between = np.stack([on, after], axis=2).reshape(self.num_features, 2 * self.num_quantiles, 3)
         self.boundaries.assign(bounds)
-        self.lines.assign(np.stack([bounds, slope, middle], axis=-1))
+        self.edges.assign(np.stack([begins, ends], axis=2).reshape(self.num_features, 2 * self.num_quantiles))
+        self.lines.assign(np.concatenate([np.zeros_like(between[:, :1]), between], axis=1))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
-        slack = _slack(values)  # a tie is one, whatever the rounding of the batch it was computed in
-        right = tf.searchsorted(tf.convert_to_tensor(self.boundaries), values + slack, side="right")
-        low = tf.maximum(right - 1, 0)
-        row = self.num_quantiles * tf.range(self.num_features)[:, tf.newaxis]
-        below, slope, middle = tf.unstack(tf.gather(tf.reshape(self.lines, [-1, 3]), row + low), axis=-1)
-        between = tf.cast(low, tf.float32) + tf.math.multiply_no_nan(values - below, slope)
-        position = tf.where((right > 0) & (below >= values - slack), middle, between)
-        last = float(self.num_quantiles - 1)
-        return tf.reshape(tf.transpose(tf.clip_by_value(position, 0.0, last) / last), tf.shape(inputs))
+        line = tf.searchsorted(tf.convert_to_tensor(self.edges), values, side="right")
+        start, slope, share = tf.unstack(tf.gather(tf.convert_to_tensor(self.lines), line, batch_dims=1), axis=-1)
+        share += tf.math.multiply_no_nan(values - start, slope)
+        return tf.reshape(tf.transpose(share), tf.shape(inputs))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
 
 
-def _slack(values: Any) -> Any:
-    return 1e-6 * (1.0 + abs(values))
-
-
-def powers(x: tf.Tensor) -> tf.Tensor:
-    """x, x² and √x beside each other, `[..., F]` → `[..., 3F]` (Covington et al. 2016, §4.2); x ≥ 0."""
-    return tf.concat([x, tf.square(x), tf.sqrt(tf.maximum(x, 0.0))], axis=-1)
+def powers(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:
+    """x, x², √x and `others` beside each other, `[..., F]` → `[..., 3F + …]` (Covington et al. 2016, §4.2); x ≥ 0."""
+    return tf.concat([x, tf.square(x), tf.sqrt(tf.maximum(x, 0.0)), *others], axis=-1)
 
 
 def last_n(history: tf.Tensor, n: int, *others: tf.Tensor) -> list[tf.Tensor]:

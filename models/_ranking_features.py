@@ -185,13 +185,14 @@ class RankingFeatures(tf.Module):
             columns += [_z_score(scores[:, source], among[:, source], there), tf.math.log1p(ranks[:, source])]
         columns.append(tf.math.log1p(place))
         columns += [tf.broadcast_to(c, tf.shape(items)) for c in self._activity(query, history, times, seen, length)]
+        # One that was seen in the place of what wasn't: twice the same is no other maximum, and has no weight.
+        filled = tf.where(seen > 0, history, tf.reduce_max(history * tf.cast(seen, tf.int32), 1, keepdims=True))
         for name in sorted(self.vectors):
             table = self.vectors[name]
-            cosine = tf.linalg.matmul(tf.gather(table, items), tf.gather(table, history), transpose_b=True)  # [B, K, L]
+            cosine = tf.linalg.matmul(tf.gather(table, items), tf.gather(table, filled), transpose_b=True)  # [B, K, L]
             means = tf.linalg.matmul(cosine, weights, transpose_b=True)  # [B, K, 4]
             columns += tf.unstack(means, axis=-1)
-            lowest = tf.where(seen[:, tf.newaxis] > 0, cosine, -1.0)
-            columns.append(tf.reduce_max(lowest, axis=-1))
+            columns.append(tf.where(length > 0, tf.reduce_max(cosine, axis=-1), -1.0))
         columns += self._content(query, items, history, seen, weights)
         columns += [tf.cast(ranks[:, s] <= quota, tf.float32) for s, quota in enumerate(self.quota)]
         columns += [tf.gather(table, items) for table in (*self.numbers.values(), *self.of_items.values())]

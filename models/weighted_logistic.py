@@ -213,7 +213,7 @@ class WeightedLogistic(tf.keras.Model):
         normal = self.normalization(features)
         if self.ignored:
             normal, standard = (tf.gather(x, used, axis=-1) for x in (normal, standard))
-        return [powers(normal) if self.use_powers else normal, standard]
+        return [powers(normal, standard) if self.use_powers else tf.concat([normal, standard], axis=-1)]
 
     def _embedded(self, item: tf.Tensor, history: tf.Tensor) -> list[tf.Tensor]:
         """The impression, the last items watched one by one, and their mean, `[..., D]`, `[..., L·D]`, `[..., D]`."""

@@ -39,14 +39,12 @@ _graph = tf.function(
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_equals_sorting_the_allowed_items(data: st.DataObject) -> None:
-    batch, items, k = (data.draw(st.integers(1, high)) for high in (3, 7, 10))
-    value = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])  # few values: many ties
-    scores = np.array(data.draw(st.lists(value, min_size=batch * items, max_size=batch * items)), np.float32)
-    scores = scores.reshape(batch, items)
-    width = data.draw(st.integers(0, 9))
-    id_or_pad = st.integers(-2, items + 1)  # beyond the last item as well
-    exclude = np.array(data.draw(st.lists(id_or_pad, min_size=batch * width, max_size=batch * width)), np.int32)
-    exclude = exclude.reshape(batch, width)
+    batch, k, width = (data.draw(st.integers(low, high)) for low, high in ((1, 3), (1, 10), (0, 9)))
+    items = data.draw(st.integers(1, 7) | st.integers(60, 200))  # few and many beside k and the exclusions
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    values = [-np.inf, -1.0, 0.0, 0.5, 2.0][: data.draw(st.integers(1, 5))]  # few values: many ties
+    scores = rng.choice(values, (batch, items)).astype(np.float32)
+    exclude = rng.integers(-2, min(items, 20) + 2, (batch, width))  # beyond the last item as well
     for first_id, answer in ((2, _graph(scores, k, exclude)), (0, masked_top_k(scores, k, exclude, first_id=0))):
         expected = oracles.top_k(scores, k, exclude.tolist(), first_id)
         np.testing.assert_array_equal(answer[0], expected[0])
