@@ -97,10 +97,10 @@ def test_a_row_of_the_two_tower_begins_where_it_was_whatever_its_place(
     shared(by_id(before, "users", old.user_table), by_id(after, "users", new.user_table))
     np.testing.assert_allclose(new.time_table, old.time_table, rtol=1e-5)
     was, now = (two_tower.tables(m, EncodedData(e), config) for m, e in ((old, before), (new, after)))
-    for name in ("genre_table", "title_table", "year_table"):
+    for name, least in {"genre_table": 4, "title_table": 4, "year_table": 1}.items():  # no bucket has the same bounds
         rows = {label: n for n, label in enumerate(was[name][1])}
         both = [label for label in now[name][1] if label in rows]
-        assert len(both) >= 2
+        assert len(both) >= least
         for label in both:
             place = list(now[name][1]).index(label)
             np.testing.assert_allclose(now[name][0][place], was[name][0][rows[label]], rtol=1e-5, atol=1e-7)
