@@ -261,7 +261,9 @@ def measure(a: argparse.Namespace, folder: Path, browser: str) -> list[dict[str,
             rows.append(row(case, round(gained, 1), MEMORY_BAR, f"{before:.0f} MB before"))
         times = page_times(server.url, browser)
         worst = f"the longest of {len(times)}: {max(times):.0f}"
-        rows.append(row("page: ms from the last pick to its answer", round(float(np.median(times)), 1), PAGE_BAR, worst))
+        rows.append(
+            row("page: ms from the last pick to its answer", round(float(np.median(times)), 1), PAGE_BAR, worst)
+        )
         rows[-1]["ok"] = max(times) <= PAGE_BAR
     finally:
         said = server.stop()

@@ -71,7 +71,6 @@ def shoot(run: Path) -> bytes:
         return page.screenshot(clip={"x": 0, "y": 0, "width": 1280, "height": 1120}, full_page=True)
 
 
-
 if __name__ == "__main__":
     PICTURE.write_bytes(labelled(shoot(Path(sys.argv[1])), fingerprint()))
     print(f"{PICTURE}: {PICTURE.stat().st_size:,} bytes")
