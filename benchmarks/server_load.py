@@ -47,8 +47,6 @@ def make(folder: Path, seed: int, a: argparse.Namespace) -> Path:
 
     files = folder / f"files {seed}"
     files.mkdir(parents=True)
-    for name in ("users", "items", "titles"):
-        (files / f"{name}.txt").write_text("")
     options = argparse.Namespace(dim=32, candidates=a.candidates)
     task = Task(a.items, options, files, seed=seed)
     saved = folder / f"bundle {seed}"

@@ -33,7 +33,7 @@ UNITS = (512, 256)
 class Task:
     """A servable over `items` random items, and its parts."""
 
-    def __init__(self, items: int, a: argparse.Namespace, folder: Path):
+    def __init__(self, items: int, a: argparse.Namespace, folder: Path, seed: int = 0):
         import tensorflow as tf
         import tensorflow_recommenders as tfrs
 
@@ -42,7 +42,7 @@ class Task:
         from shortlist.models._shortlist import Shortlist
         from shortlist.models.weighted_logistic import WeightedLogistic
 
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         self.items, self.arguments = items, a
         rows = items + FIRST
         tables = [rng.normal(size=(rows, a.dim)).astype(np.float32) for _ in range(2)]

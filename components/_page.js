@@ -323,7 +323,7 @@
     const parts = known ? found.shortlist : [];
     byId("sources").replaceChildren(...parts.map((part) => proposed(part, !closed.has(part.source))));
     byId("shortlist-text").textContent = known
-      ? `${counted(found.size, "candidate")}, numbered as fused; each below the source that has it highest.`
+      ? `${counted(found.size, "candidate")}, numbered as fused, each below its best source.`
       : "The sources propose as soon as something was watched.";
     const url = `${location.origin}/v1/models/${encodeURIComponent(about.name)}:predict`;
     byId("curl").textContent = `curl -d ${quoted(JSON.stringify(found.request))} ${url}`;

@@ -28,6 +28,7 @@ from shortlist.components._openapi import ROUTES
 from shortlist.components._page_api import Page, add_page
 from shortlist.components._rest import RestError
 from shortlist.components._rest_answers import error_body
+from shortlist.components._serving_files import MAX_BATCH
 from shortlist.components._versions import Versions, find
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ServerConfig(Config):
     port: int = pydantic.Field(8501, ge=0, le=65_535)
     backend: str = "embedded"
     max_body: int = pydantic.Field(1 << 20, ge=1)
-    max_batch: int = pydantic.Field(256, ge=1)
+    max_batch: int = pydantic.Field(MAX_BATCH, ge=1)
     max_k: int = pydantic.Field(1_000, ge=1)
     timeout: float = pydantic.Field(10.0, gt=0, le=3_600)
     threads: int = pydantic.Field(4, ge=1, le=256)

@@ -535,7 +535,7 @@ def serve(
         str, typer.Option(metavar="embedded|URL", help="Who answers: this process, or a TF Serving.")
     ] = "embedded",
     max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 1 << 20,
-    max_batch: Annotated[int, typer.Option(help="Rows of a request.")] = 256,
+    max_batch: Annotated[int, typer.Option(help="Rows of a request.")] = 64,
     max_k: Annotated[int, typer.Option(help="Items that a row may ask for.")] = 1_000,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer.")] = 10.0,
 ) -> None:
@@ -544,6 +544,7 @@ def serve(
     For development and demonstrations: production runs TF Serving, which answers the same requests. A version that is
     pushed while it runs takes the place of the one before, and no request fails. Ctrl+C or SIGTERM stops it, after
     it has answered what it accepted. With --backend http://host:8501 a TF Serving answers, and the page is here.
+    /openapi.json describes all that it answers.
 
     Example: [bold]shortlist serve runs/demo --port 8501[/bold]
     """
