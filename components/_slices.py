@@ -79,7 +79,7 @@ def target_slices(data: EncodedData, queries: Queries, counts: np.ndarray, cold:
     decade = data.items["year"][items] // 10 * 10
     yield from (("item.decade", f"{d}s", decade == d) for d in np.unique(decade[decade > 0]))
     table = pq.read_table(data.artifact / "items.parquet")
-    for name in [c for c in table.column_names if c not in ("id", "title", "year", "added", "genres")]:
+    for name in [c for c in table.column_names if c not in ("id", "title", "year", "added", "genres", "listed")]:
         shown = name.removeprefix("category_")
         parts_of = _categories(_named(data, name if name.startswith("category_") else None, table[name]))
         yield from ((f"item.{shown}", part, known & has[items]) for part, has in parts_of)
