@@ -27,10 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
-QUICK = {"items": 2_000, "users": 400, "new": 100, "removed": 50, "rounds": 1}
+QUICK = {"items": 2_000, "users": 300, "new": 100, "removed": 50, "rounds": 1}
 BAR = 30.0  # seconds
 GENRES, EVENTS, START, DAY = 18, 40, 1_600_000_000, 86_400
 SOURCES = """
+[evaluation]
+samples = 200
 [sources.wals]
 epochs = 4
 [sources.two_tower]
@@ -68,7 +70,8 @@ def _word(number: int) -> str:
 
 
 def log_table(a: argparse.Namespace) -> pa.Table:
-    """Every user watches items of three topics mostly, and the low numbers more often."""
+    """Every user begins with some items that nobody else begins with, so that each item is known; then they watch items
+    of three topics mostly, and the low numbers more often."""
     rng = np.random.default_rng(0)
     users, picked = [], []
     per_topic = a.items // topics(a)
@@ -79,7 +82,8 @@ def log_table(a: argparse.Namespace) -> pa.Table:
             rng.random(3 * EVENTS) < 0.8, rng.choice(liked, 3 * EVENTS), rng.integers(0, topics(a), 3 * EVENTS)
         )
         place = rng.choice(per_topic, 3 * EVENTS, p=rank / rank.sum())
-        own = list(dict.fromkeys((place * topics(a) + topic).tolist()))[:EVENTS]
+        own = [*range(user, a.items, a.users), *(place * topics(a) + topic).tolist()]
+        own = list(dict.fromkeys(own))[:EVENTS]
         picked += own
         users += [user] * len(own)
     number = np.concatenate([np.arange(count) for count in np.bincount(users)])
@@ -202,7 +206,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_numbers(
         parser,
         ("items", 20_000, "of the run's catalogue"),
-        ("users", 5_000, "of the log"),
+        ("users", 2_000, "of the log"),
         ("new", 1_000, "items that come"),
         ("removed", 500, "items that go"),
         ("rounds", 5, "of the same refresh; the median counts"),

@@ -133,8 +133,8 @@ class Servable(tf.Module):
         folding = [source for source in shortlist.sources.values() if hasattr(source, "retriever")]
         folding = [source.retriever for source in folding if hasattr(source.retriever, "fold_in_history")]
         if folding:
-            rows = self.item_rows, self.user_rows
-            self.wals = WALSSignatures(folding[0], *rows, self.item_ids, user_file, default_k, shortlist.open)
+            ids = self.item_rows, self.user_rows, self.item_ids, user_file
+            self.wals = WALSSignatures(folding[0], *ids, default_k, shortlist.open)
 
     @property
     def interface(self) -> dict[str, Callable[..., Any]]:
