@@ -41,10 +41,6 @@ def _objects(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-_PARAMETERS = {
-    "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[^/:]+$"}},
-    "version": {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}},
-}
 _VALUE: dict[str, Any] = {
     "description": "A value, or lists of values; bytes are an object with their base 64 as `b64`."
 }
@@ -82,9 +78,16 @@ _EXAMPLE = {
 }
 
 
-def _routes() -> list[Route]:
-    routes = []
-    for names, prefix in ((["model"], ""), (["model", "version"], "/versions/{version}")):
+def routes(model: str) -> list[Route]:
+    """The paths of the server of a model."""
+
+    def parameter(name: str, **schema: Any) -> dict[str, Any]:
+        return {"name": name, "in": "path", "required": True, "schema": schema}
+
+    of_model = parameter("model", type="string", enum=[model])
+    of_version = parameter("version", type="integer", minimum=0, example=1)
+    found = []
+    for parameters, prefix in (([of_model], ""), ([of_model, of_version], "/versions/{version}")):
         path = "/v1/models/{model}" + prefix
         of = "of one version" if prefix else "of the newest version"
         for method, end, summary, schema in (
@@ -94,16 +97,13 @@ def _routes() -> list[Route]:
         ):
             codes = [code for code in CODES if code != 422 and (method == "POST" or code != 413)]
             extra: dict[str, Any] = {
-                "parameters": [_PARAMETERS[name] for name in names],
+                "parameters": parameters,
                 "responses": {
                     "200": {"description": summary, **content(schema)},
-                    **{str(code): found for code, found in refusals(*codes).items()},
+                    **{str(code): refusal for code, refusal in refusals(*codes).items()},
                 },
             }
             if method == "POST":
                 extra["requestBody"] = {"required": True, **content(_REQUEST, example=_EXAMPLE)}
-            routes.append(Route(method, path + end, summary, extra))
-    return routes
-
-
-ROUTES = _routes()
+            found.append(Route(method, path + end, summary, extra))
+    return found

@@ -105,7 +105,7 @@ class About(pydantic.BaseModel):
 class Question(pydantic.BaseModel):
     """What is asked: for someone who watched `history`, oldest first, or for a known user."""
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
 
     history: list[Id] = pydantic.Field([], max_length=500)
     user: Id = ""

@@ -24,7 +24,7 @@ from shortlist import ShortlistError, __version__
 from shortlist.components import _rest as rest
 from shortlist.components._backends import Backend, Embedded, Remote
 from shortlist.components._config import Config
-from shortlist.components._openapi import ROUTES
+from shortlist.components._openapi import routes
 from shortlist.components._page_api import Page, add_page
 from shortlist.components._rest import RestError
 from shortlist.components._rest_answers import error_body
@@ -246,7 +246,7 @@ def create_app(service: Service, page: Page) -> "FastAPI":
         status, found = await service.run(lambda deadline: service.ask(request.method, path, body, deadline))
         return Response(found, status, media_type="application/json")
 
-    for route in ROUTES:
+    for route in routes(service.config.name):
         app.add_api_route(
             route.path,
             answer,
