@@ -58,8 +58,12 @@ def make(folder: Path, seed: int, a: argparse.Namespace) -> Path:
         "features": sorted(task.servable.example_features),
         "size": 2 * a.candidates,
     }
-    write_catalogue(saved, ids, [f"Title {n}" for n in range(a.items)], [2000] * a.items, [["Drama"]] * a.items, about)
+    write_catalogue(saved, ids, [title(n) for n in range(a.items)], [2000] * a.items, [["Drama"]] * a.items, about)
     return saved
+
+
+def title(number: int) -> str:
+    return f"Title {number:07d}"
 
 
 def requests_of(a: argparse.Namespace) -> list[bytes]:
@@ -180,11 +184,11 @@ def page_times(url: str, browser: str) -> list[float]:
             page.goto(url)
             page.locator("html[data-answers]").wait_for(state="attached")
             for word in range(3):
-                page.fill("#search", f"title {100 * number + word}")
-                option = page.get_by_role("option", name=f"Title {100 * number + word} ")
-                option.wait_for()
+                name = title(100 * number + word)
+                page.fill("#search", name)
+                page.locator("#found [role=option]", has_text=name).wait_for()
                 before = int(page.evaluate("document.documentElement.dataset.answers"))
-                times.append(page.evaluate(CLICK, [f"Title {100 * number + word} ", before]))
+                times.append(page.evaluate(CLICK, [name, before]))
             times[-3:] = times[-1:]  # of the last pick
             page.close()
         chromium.close()

@@ -138,8 +138,8 @@ class Catalogue:
         for place, row in enumerate(self._by_popularity):
             title = f" {self._plain[row]}"
             if all(f" {word}" in title for word in asked.split()):
-                begins = title.startswith(f" {asked}")
-                found.append((0 if title == f" {asked}" else 1 if begins else 2, place))
+                whole = title in (f" {asked}", f" {asked} {self.items[row].year}")
+                found.append((0 if whole else 1 if title.startswith(f" {asked}") else 2, place))
                 if not asked and len(found) == most:
                     break
         return [self.items[self._by_popularity[place]] for _, place in sorted(found)[:most]]

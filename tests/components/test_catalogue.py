@@ -1,6 +1,7 @@
 """What the page knows of a model's items and users, read from the SavedModel."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,14 @@ def test_the_best_titles_come_first(films: Catalogue) -> None:
     assert set(found[:2]) == {"Star Wars", "Star Trek"}
     assert len(films.find("star", 1)) == 1
     assert films.find("star trek", 5)[0].title == "Star Trek"
+
+
+def test_a_whole_title_comes_before_longer_ones_with_or_without_its_year(saved: Path, catalogue: Catalogue) -> None:
+    popular = [catalogue.row[item.id] for item in catalogue.find("", 20)]
+    items = [replace(item, title="Toy Story 2", year=1999) for item in catalogue.items]
+    items[popular[-1]] = replace(items[0], title="Toy Story", year=1995)  # the one that fewest watched
+    films = replace(catalogue, items=items)
+    assert films.find("toy story", 5)[0].title == films.find("Toy Story 1995", 5)[0].title == "Toy Story"
 
 
 def test_without_words_the_most_watched_come(films: Catalogue) -> None:
