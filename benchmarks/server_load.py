@@ -252,6 +252,8 @@ def measure(a: argparse.Namespace, folder: Path, browser: str) -> list[dict[str,
         rows.append(row(f"{under}: wrong", len(wrong), 0, told))
         for percent in (50, 99):
             rows.append(row(f"{under}: ms, p{percent}", round(float(np.percentile(late, percent)), 1), None))
+        while server.version() != str(max(int(p.name) for p in home.iterdir() if p.name.isdecimal())):
+            time.sleep(0.1)
         gained = server.resident() - before
         rows.append(row(f"{under}: MB gained", round(gained, 1), None, f"{before:.0f} MB before"))
         if a.requests > a.first:

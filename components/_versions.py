@@ -38,7 +38,11 @@ class Graph:
 
         tf.get_logger().setLevel(logging.ERROR)  # the loader of TF Serving's kind of session is deprecated, says TF
         self._options = tf.compat.v1.RunOptions
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        config = tf.compat.v1.ConfigProto()
+        # A signature's first answer would wait for the optimizer: with it, loading and warming up take nearly twice as
+        # long, and the answers afterwards hardly less.
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         with self._session.graph.as_default():
             meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(saved_model))
         self.definitions: dict[str, Any] = dict(meta.signature_def)
