@@ -169,8 +169,8 @@ def masked_top_k(
         fewer = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
         return tuple(tf.math.top_k(fewer, least))
 
-    # Only the second copies the scores; the first finds as many more as there are exclusions.
-    values, items = tf.cond(8 * enough <= size, left_out_after, left_out_before)
+    # The first finds as many more as there are exclusions; the second copies the scores, which costs less if they are few.
+    values, items = tf.cond(100 * enough <= size, left_out_after, left_out_before)
     missing = [[0, 0], [0, k - least]]
     values = tf.pad(values, missing, constant_values=low)
     items = tf.pad(items, missing)

@@ -100,7 +100,7 @@ class ColumnFeatures(tf.Module):
             shown = total + tf.reduce_sum(ignored, 1, keepdims=True)
             rate = (total + PRIOR * self.base_rate) / (shown + PRIOR)  # [B, 1]
         for name in ("genres", *self.rows):
-            same, last = self._shared(name, items, history, seen, tf.where(seen > 0, ago, NEVER))
+            same, last = self._shared(name, items, history, seen, ago)
             columns += [tf.math.log1p(tf.reduce_sum(same, -1)), log_days(last)]
             if self.kind:
                 held = tf.linalg.matvec(same, known)  # [B, K]

@@ -143,8 +143,11 @@ class Shortlist(tf.Module):
     def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
         """`items` and `fused` of a call: the K best."""
         items, fused = self.fuse(proposals)
-        place, best = masked_top_k(tf.where(items != PAD, fused, -np.inf), self.size, first_id=0)  # [B, K]
-        return tf.gather(items, tf.maximum(place, 0), batch_dims=1) * tf.cast(place >= 0, tf.int32), best
+        kept = min(self.size, items.shape[1])
+        best, place = tf.math.top_k(tf.where(items != PAD, fused, -np.inf), kept)
+        lacking = [[0, 0], [0, self.size - kept]]
+        items = tf.pad(tf.gather(items, place, batch_dims=1), lacking)  # [B, K]
+        return items, tf.pad(best, lacking, constant_values=-np.inf)
 
     def describe(
         self, query: RankingQuery, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
