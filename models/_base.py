@@ -169,7 +169,7 @@ def masked_top_k(
         fewer = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
         return tuple(tf.math.top_k(fewer, least))
 
-    # The first finds as many more as there are exclusions; the second copies the scores, which costs less if they are few.
+    # The first finds as many more as there are exclusions; the second copies the scores, cheaper where they are few.
     values, items = tf.cond(100 * enough <= size, left_out_after, left_out_before)
     missing = [[0, 0], [0, k - least]]
     values = tf.pad(values, missing, constant_values=low)

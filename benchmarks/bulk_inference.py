@@ -1,0 +1,138 @@
+"""How many users a second bulk inference answers, beside a call of the signature for one user at a time.
+
+The bundle is that of the shipped pipeline, unless --set makes it another. Ours is `predict` for every user of the data,
+its Parquet file included, without the loading of the model, which is what it takes for one user. The peer calls
+`recommend` of the same saved model. Both run in this process, in turn, on the same threads.
+
+The other rows are what a batch cannot do without, timed apart in batches as large as those of `predict`: the scores of
+each source, and the ranker's layers on the candidates. Their peer is all of bulk inference.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+from _table import add_numbers, parsed, parser_of, tell
+
+QUICK = {"users": 128, "calls": 50, "pairs": 2}
+BAR = 20.0
+K = 10
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    import tensorflow as tf
+
+    from shortlist.components._first_stage import load_index
+    from shortlist.components._queries import EncodedData, build_queries
+    from shortlist.components.bulk_inferrer import MOST, BulkConfig, predict, read_users
+    from shortlist.trainers.two_stage import load_config, parse_overrides, two_stage
+
+    given = {"data.source": source, "workdir": a.workdir / source.replace("/", "_").replace(":", "_")}
+    given |= {"data.archive_dir": a.archive_dir} if source.startswith("tfds:") else {}
+    config = load_config(overrides={**given, "baselines": {}, **parse_overrides(a.set)})
+    made = two_stage(config).run(until=["Exporter"])
+    model = made["Exporter"].uri / "saved_model"
+    users = read_users("all", model)[: a.users]
+    recommend = tf.saved_model.load(str(model)).signatures["recommend"]
+    specs = recommend.structured_input_signature[1]
+
+    def one(user: str) -> None:
+        asked = {
+            n: tf.fill([1] * s.shape.rank, tf.constant("" if s.dtype == tf.string else -1, s.dtype))
+            for n, s in specs.items()
+        }
+        asked |= {"user": tf.constant([user]), "k": tf.constant([K], specs["k"].dtype)}
+        {name: value.numpy() for name, value in recommend(**asked).items()}
+
+    def bulk(some: np.ndarray) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            predict(model, some, Path(folder) / "out", BulkConfig(k=K))
+
+    one(users[0])
+    some = [str(user) for user in np.random.default_rng(0).permutation(users)[: a.calls]]
+    ours, peer = [], []
+    for _ in range(a.pairs):
+        ours.append((len(users) - 1) / (seconds(lambda: bulk(users)) - seconds(lambda: bulk(users[:1]))))
+        peer.append(len(some) / seconds(lambda: [one(user) for user in some]))
+    ours, peer = float(np.median(ours)), float(np.median(peer))
+    case = f"{source}: users a second"
+    rows = [
+        {
+            "case": case,
+            "ours": round(ours, 1),
+            "peer": round(peer, 1),
+            "ratio": round(ours / peer, 2),
+            "bar": BAR,
+            "ok": ours >= BAR * peer,
+        }
+    ]
+
+    data = EncodedData(made["Transform"])
+    _, batch = next(build_queries(data, "test").batches(MOST))
+    exclude = batch.pop("exclude")
+    query = {name: tf.constant(value) for name, value in batch.items()}
+    parts: dict[str, Callable[[], Any]] = {}
+    for name in config.sources:
+        index = load_index(made[f"RetrievalIndex.{name}"])
+        parts[f"scores of {name}"] = lambda index=index: index.scores(query).numpy()
+    ranker = tf.saved_model.load(str(made["Trainer.weighted_logistic"] / "serving"))
+    candidates = np.load(made["CandidateGenerator"] / "test.npz")
+    features, items, history = (
+        tf.constant(candidates[name][: len(exclude)]) for name in ("features", "items", "history")
+    )
+    parts["ranker"] = lambda: ranker.score(features, items, history)["odds"].numpy()
+    for name, call in parts.items():
+        call()
+        ms = 1000 * float(np.median([seconds(call) for _ in range(5)])) / len(exclude)
+        rows.append(
+            {
+                "case": f"{source}: {name}, ms a user",
+                "ours": round(ms, 3),
+                "peer": round(1000 / ours, 3),
+                "ratio": round(ms * ours / 1000, 3),
+                "bar": None,
+                "ok": True,
+            }
+        )
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    parser = parser_of(__doc__, QUICK, ["demo"], "runs/bulk_inference")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the pipeline")
+    add_numbers(
+        parser,
+        ("users", 1_000_000, "of the data at most"),
+        ("calls", 200, "of the signature, in each pair"),
+        ("pairs", 5, "of both, in turn"),
+        ("threads", 2, "of TensorFlow"),
+    )
+    a = parsed(parser, argv, QUICK)
+    for name in ("users", "calls", "pairs", "threads"):
+        if getattr(a, name) < (2 if name == "users" else 1):
+            parser.error(f"--{name} must be at least {2 if name == 'users' else 1}. Received: {getattr(a, name)}.")
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(a.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(a.threads)
+    text = f"{a.threads} threads. bar: the least that the ratio may be."
+    return tell(a, of_source, text, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
