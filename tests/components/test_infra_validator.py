@@ -23,6 +23,7 @@ FILES = (
     "saved_model/assets/items.txt",
     "saved_model/assets/users.txt",
     "saved_model/assets/titles.txt",
+    "saved_model/assets.extra/catalogue.parquet",
     "saved_model/assets.extra/tf_serving_warmup_requests",
     "signatures.md",
     "requests.json",
