@@ -334,7 +334,7 @@ def test_nothing_is_in_anybodys_way(browser: Any, server: Server, width: int, da
 
         def judge() -> None:
             page.wait_for_function("document.getAnimations().length === 0")  # a fade has less contrast while it lasts
-        found = axe.run(page)
+            found = axe.run(page)
             assert found.violations_count == 0, found.generate_report()
 
         answered(page)
