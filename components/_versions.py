@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from shortlist.components.pusher import versions
 log = logging.getLogger("shortlist.serve")
 SAVED = "saved_model.pb"
 BACKGROUND = 10  # how much nicer than requests the loading of a version is
+
+_CALLS = re.compile(r"\{\{function_node \S*\}\} ")
+"""Where in a graph an error came from, which TF Serving doesn't say: its optimizer has written all calls out."""
 
 
 class Graph:
@@ -75,7 +79,8 @@ class Graph:
             told = (
                 error.__context__ if isinstance(error.__context__, tf.errors.OpError) else error
             )  # before Python's part
-            raise RestError(STATUS.get(error.error_code, INTERNAL), told.message.partition("\n")[0]) from None
+            message = _CALLS.sub("", told.message.partition("\n")[0])
+            raise RestError(STATUS.get(error.error_code, INTERNAL), message) from None
         except (ValueError, TypeError) as error:  # an input of another rank
             raise RestError(INVALID, " ".join(str(error).split())) from None
         return {name: np.asarray(value) for name, value in found.items()}

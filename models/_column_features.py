@@ -131,7 +131,8 @@ class ColumnFeatures(tf.Module):
             own, theirs = tf.gather(self.genres, items), tf.gather(self.genres, others) * seen[..., tf.newaxis]
             same = tf.minimum(tf.linalg.matmul(own, theirs, transpose_b=True), 1.0)
             of_genre = tf.reduce_min(tf.where(theirs > 0, ago[..., tf.newaxis], NEVER), axis=1, keepdims=True)
-            return same, tf.reduce_min(tf.where(own > 0, of_genre, NEVER), axis=-1)  # [B, K, G], less than [B, K, L]
+            last = tf.reduce_min(tf.where(own > 0, of_genre, NEVER), axis=-1)  # [B, K, G], less than [B, K, L]
+            return same, tf.minimum(last, NEVER)  # the least of no genre at all is infinite
         own, theirs = (tf.gather(self.rows[name], rows) for rows in (items, others))
         theirs = tf.where((seen > 0) & (theirs >= FIRST_ID), theirs, -1)
         equal = own[:, :, tf.newaxis] == theirs[:, tf.newaxis]

@@ -175,9 +175,7 @@ def pick(page: Any, words: str) -> None:
     before = answered(page)
     page.fill("#search", words)
     page.locator("#found [role=option]").first.wait_for()
-    page.wait_for_function(
-        "word => document.querySelector('#found [role=option]')?.textContent.startsWith(word)", arg=words
-    )
+    until(page, f"document.querySelector('#found [role=option]')?.textContent.startsWith({json.dumps(words)})")
     page.locator("#found [role=option]").first.click()
     answered(page, before)
 
@@ -333,7 +331,7 @@ def test_nothing_is_in_anybodys_way(browser: Any, server: Server, width: int, da
     with visit(browser, server, width, dark) as (page, _):
 
         def judge() -> None:
-            page.wait_for_function("document.getAnimations().length === 0")  # a fade has less contrast while it lasts
+            until(page, "document.getAnimations().length === 0")  # a fade has less contrast while it lasts
             found = axe.run(page)
             assert found.violations_count == 0, found.generate_report()
 

@@ -169,6 +169,12 @@ def test_what_only_some_logs_have_equals_its_loop(
     assert ("click_rate" in names) == ("ignored" in names) == impressions
 
 
+def test_items_without_any_genre() -> None:
+    case = random_case(0)
+    case[0]["genres"] = np.zeros((ITEMS, 0), np.float32)
+    equal_to_loops(case, 5)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_any_item_is_described_beside_the_shortlist(seed: int) -> None:
     catalogue, vectors, query, candidates = full_case(seed, "watch_time")
