@@ -5,10 +5,11 @@ items drawn at random. The queries are those of its users. Both searches answer 
 turn, on the same number of threads; the table has the median milliseconds a query and the median ratio of ours to the
 exact one of the same round.
 The bar is HNSW's recall@100. Memory is that of the index, beside that of the vectors, which the exact search needs and
-hnsw has inside.
+hnsw has inside. With --keep the vectors and the indexes stay in a folder, and a second call there only searches.
 """
 
 import argparse
+import hashlib
 import os
 import statistics
 import tempfile
@@ -53,11 +54,39 @@ def made(source: str, items: int, queries: int) -> tuple[np.ndarray, np.ndarray]
     return vectors, found
 
 
-def measured(name: str, config: IndexConfig, vectors: np.ndarray, queries: np.ndarray, k: int, rounds: int) -> Any:
-    """The rows of one kind of index."""
+def kept(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """`made`, or what it made before in the folder of --keep."""
+    file = a.keep / "vectors.npz" if a.keep else None
+    if file is not None and file.exists():
+        loaded = np.load(file)
+        if (len(loaded["vectors"]), str(loaded["source"])) != (a.items + FIRST, a.data):
+            raise SystemExit(f"--keep {a.keep} holds vectors of other --items or --data. Take another folder.")
+        return loaded["vectors"], loaded["queries"][: a.queries]
+    vectors, queries = made(a.data, a.items, a.queries)
+    if file is not None:
+        a.keep.mkdir(parents=True, exist_ok=True)
+        np.savez(file, vectors=vectors, queries=queries, source=a.data)
+    return vectors, queries
+
+
+def built(config: IndexConfig, vectors: np.ndarray, keep: Path | None) -> tuple[Approximate, float | None]:
+    """An index and the seconds that it took, None for one that was kept."""
+    settings = hashlib.sha256(config.model_copy(update={"breadth": 1}).model_dump_json().encode()).hexdigest()
+    file = keep / f"{config.kind}-{settings[:12]}.faiss" if keep else None
+    if file is not None and file.exists():
+        return Approximate.load(file, vectors, config), None
     started = time.perf_counter()
     index = Approximate(vectors, config)
-    building = time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    if file is not None:
+        index.save(file)
+    return index, seconds
+
+
+def measured(name: str, config: IndexConfig, vectors: np.ndarray, queries: np.ndarray, a: argparse.Namespace) -> Any:
+    """The rows of one kind of index."""
+    k, rounds = a.k, a.rounds
+    index, building = built(config, vectors, a.keep)
     nothing = np.zeros(len(queries) + 1, np.int64), np.zeros(0, np.int32)
     exact = top_k(queries, vectors, k, *nothing)
     found, _ = index.search(queries, k)
@@ -78,7 +107,7 @@ def measured(name: str, config: IndexConfig, vectors: np.ndarray, queries: np.nd
         row(f"recall@{k}, {where}", recall, 1.0, recall, bar, bar is None or recall >= BAR),
         row(f"ms a query, {where}", statistics.median(ours), statistics.median(peer), ratio, None, True),
         row(f"MB of the index, {where}", index.megabytes(), vectors.nbytes / 2**20, None, None, True),
-        row(f"seconds to build, {where}", building, None, None, None, True),
+        *([] if building is None else [row(f"seconds to build, {where}", building, None, None, None, True)]),
     ]
 
 
@@ -94,19 +123,23 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--breadth", type=int, default=IndexConfig().breadth, help="of hnsw's search")
+    parser.add_argument("--construction", type=int, default=IndexConfig().construction, help="of hnsw's building")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where vectors and indexes stay for another call")
     parser.add_argument("--quick", action="store_true", help="few items, within a minute")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:
         vars(arguments).update(QUICK)
-    vectors, queries = made(arguments.data, arguments.items, arguments.queries)
+    vectors, queries = kept(arguments)
     rows: list[dict[str, Any]] = []
     kinds = {
-        f"hnsw of breadth {arguments.breadth}": IndexConfig(kind="hnsw", breadth=arguments.breadth),
+        f"hnsw of breadth {arguments.breadth}": IndexConfig(
+            kind="hnsw", breadth=arguments.breadth, construction=arguments.construction
+        ),
         "ivf_pq": IndexConfig(kind="ivf_pq"),
     }
     for name, config in kinds.items():
-        rows += measured(name, config, vectors, queries, arguments.k, arguments.rounds)
+        rows += measured(name, config, vectors, queries, arguments)
     print_table(rows, [])
     print(f"Peer: the exact search, and the vectors themselves. {os.cpu_count()} cores.")
     if arguments.json:

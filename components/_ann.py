@@ -11,13 +11,17 @@ import pydantic
 from shortlist import ShortlistError
 from shortlist.components._config import Config
 from shortlist.components._top_k import top_k
+from shortlist.components.artifacts import Index
 
+ANN, ABOUT = "ann.faiss", "ann.json"
 FIRST_ID, CODES, BATCH = 2, 256, 256
 Kind = Literal["exact", "hnsw", "ivf_pq"]
 
 
 class IndexConfig(Config):
-    """How the catalogue of a factorized retriever is searched outside the served graph, which is always exact.
+    """How the candidates of a factorized retriever are searched outside the served graph, which is always exact.
+
+    The first stage over `rank_train`, `validation` and `test` is asked so; the evaluation of a source by itself is not.
 
     Args:
       kind: "exact"; "hnsw", a graph of near items, fast and large; or "ivf_pq", lists around centres with compressed
@@ -152,6 +156,13 @@ class Approximate:
     def megabytes(self) -> float:
         """What the index holds in memory; hnsw has vectors of its own."""
         return float(_faiss(self.config.kind).serialize_index(self.index).nbytes / 2**20)
+
+
+def load_approximate(index: Index, vectors: np.ndarray) -> Approximate | None:
+    """The approximate index of an `Index` whose item vectors float32 `[I, D]` are these; None where there is none."""
+    if not (index / ANN).exists():
+        return None
+    return Approximate.load(index / ANN, vectors, IndexConfig(**index.read_json(ABOUT)["config"]))
 
 
 def compare(index: Approximate, queries: np.ndarray, k: int = 100) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""(history, next item) training examples from encoded interactions, without a loop over users."""
+"""Training examples from encoded interactions, without a loop over users: (history, next item), (word, next word)."""
 
 from collections.abc import Mapping
 
@@ -69,3 +69,26 @@ class NextItemExamples:
             "label": self.item[picked],
             **{name: values[picked] for name, values in self.further.items()},
         }
+
+
+def following_words(user_key: np.ndarray, searches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which words a user searches for after which: each word of a search with each of the same user's next search.
+
+    Rows with the words of the row before belong to the same search; a word does not follow itself.
+
+    Args:
+      user_key: int `[N]`, sorted by user and time.
+      searches: int `[N, T]`, the words of each row; rows 0 and 1, padding and unknown, are no words.
+
+    Returns:
+      The words and their followers, int32 `[P]` each.
+    """
+    said = (searches >= 2).any(axis=1)
+    key, words = user_key[said], searches[said]
+    same = (key[1:] == key[:-1]) & (words[1:] == words[:-1]).all(axis=1)
+    new = np.concatenate([[True], ~same])[: len(key)]
+    key, words = key[new], words[new]
+    at = np.flatnonzero(key[1:] == key[:-1])
+    word, follower = np.broadcast_arrays(words[at][:, :, np.newaxis], words[at + 1][:, np.newaxis])  # [S, T, T]
+    keep = (word >= 2) & (follower >= 2) & (word != follower)
+    return word[keep].astype(np.int32), follower[keep].astype(np.int32)

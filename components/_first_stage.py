@@ -7,6 +7,7 @@ import numpy as np
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._ann import load_approximate
 from shortlist.components._config import Config
 from shortlist.components._progress import progress
 from shortlist.components._queries import EncodedData, Queries, has_impressions, known_weight, weight_source
@@ -68,12 +69,21 @@ def load_index(index: Index) -> Any:
     return tf.saved_model.load(str(index / "index"))
 
 
-def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig) -> "Shortlist":
+def build_shortlist(
+    data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig, approximate: bool = False
+) -> "Shortlist":
     """The first stage over `data`'s catalogue: the same object for candidates, evaluation and the served graph.
+
+    Args:
+      data: the encoded data.
+      sources: the indexes by name, in the order of the union.
+      config: of the first stage.
+      approximate: ask the approximate indexes of those sources that have one, which no graph can hold.
 
     Raises:
       ShortlistError: if a source was not made for this catalogue, or a quota names no source.
     """
+    from shortlist.components._near_shortlist import NearShortlist
     from shortlist.models._ranking_features import RankingFeatures
     from shortlist.models._shortlist import Shortlist
 
@@ -86,7 +96,10 @@ def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: Sho
     features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
     size = min(config.size, sum(quota.values()))
     closed = data.closed if data.closed.any() else None
-    return Shortlist(loaded, quota, size, catalogue.recent_count, features, data.kinds, closed)
+    arguments = (loaded, quota, size, catalogue.recent_count, features, data.kinds, closed)
+    near = {name: load_approximate(sources[name], own) for name, own in vectors.items()} if approximate else {}
+    found = {name: index for name, index in near.items() if index is not None}
+    return NearShortlist(found, *arguments) if found else Shortlist(*arguments)
 
 
 def describe_catalogue(data: EncodedData, recent_years: float) -> "Catalogue":

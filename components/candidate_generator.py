@@ -31,6 +31,8 @@ class CandidateGenerator(Component):
     whether it was watched in the split. A positive that no source retrieved is counted, and never added: the missing
     score would give it away. Of a log with impressions, what was shown in each split is described alike, each item as
     if it were asked for beside the shortlist: there the ranker learns what is watched of what is shown.
+
+    A source with an approximate index (`index.kind`) is asked through it, and scores what is proposed alone.
     """
 
     output = Candidates
@@ -54,7 +56,7 @@ class CandidateGenerator(Component):
         from shortlist.models._layers import last_n
 
         data = EncodedData(encoded)
-        first_stage = build_shortlist(data, sources, self.config)
+        first_stage = build_shortlist(data, sources, self.config, approximate=True)
 
         spec = ranking_spec(data.kinds)
         rows = tf.TensorSpec([None, None], tf.int32)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from shortlist.components._ann import Approximate, IndexConfig, compare
+from shortlist.components._ann import ABOUT, ANN, Approximate, IndexConfig, compare
 from shortlist.components._progress import console
 from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components.artifacts import Encoded, Index, Model
 from shortlist.components.pipeline import Component
 
-ANN, ABOUT = "ann.faiss", "ann.json"
 SAMPLE = 500
 """Queries that an approximate index is compared with the exact one by."""
 
@@ -21,7 +20,8 @@ SAMPLE = 500
 class RetrievalIndex(Component):
     """Puts a trained retriever's catalogue behind one interface: TFRS brute force where the score is a dot product.
 
-    With an approximate `IndexConfig` such a retriever gets an index of faiss beside it, outside the graph.
+    With an approximate `IndexConfig` such a retriever gets an index of faiss beside it, outside the graph, by which the
+    candidates are found; a note of the model says how many of the exact answers it finds.
     """
 
     output = Index
@@ -50,9 +50,12 @@ class RetrievalIndex(Component):
         tf.saved_model.save(index, str(out / "index"))
         shutil.copy(model / "model.json", out / "model.json")
         if self.config.kind != "exact" and cls is FactorizedIndex:
-            self._approximate(out, retriever, data)
+            note = self._approximate(out, retriever, data)
+            about = model.read_json("model.json")
+            about["notes"] = [*about["notes"], note]
+            (out / "model.json").write_text(json.dumps(about, indent=2))
 
-    def _approximate(self, out: Path, retriever: Any, data: EncodedData) -> None:
+    def _approximate(self, out: Path, retriever: Any, data: EncodedData) -> str:
         ann = Approximate(retriever.item_vectors().numpy(), self.config)
         ann.save(out / ANN)
         found = compare(ann, _queries(retriever, data, ann.vectors))
@@ -66,16 +69,13 @@ class RetrievalIndex(Component):
             highlight=False,
             markup=False,
         )
+        return (
+            f"The candidates of {self.name.partition('.')[2] or 'this source'} are found by {self.config.kind}, which "
+            f"has {found['recall']:.3f} of the {found['k']} best of the exact search; what is served is exact."
+        )
 
     def modules(self) -> list[str]:
         return [*super().modules(), "shortlist.models._index"]
-
-
-def load_approximate(index: Index, vectors: np.ndarray) -> Approximate | None:
-    """The approximate index of an `Index` whose item vectors float32 `[I, D]` are these; None where there is none."""
-    if not (index / ANN).exists():
-        return None
-    return Approximate.load(index / ANN, vectors, IndexConfig(**index.read_json(ABOUT)["config"]))
 
 
 def _queries(retriever: Any, data: EncodedData, vectors: np.ndarray) -> np.ndarray:

@@ -62,11 +62,16 @@ class Shortlist(tf.Module):
         self.asked = tuple(query_spec(kinds))
         self.closed = None if closed is None else tf.Variable(closed, trainable=False, dtype=tf.bool)
 
+    @property
+    def scored(self) -> Mapping[str, Any]:
+        """The sources that score the whole catalogue."""
+        return self.sources
+
     def score_all(self, query: Query) -> list[tf.Tensor]:
         """Every source's scores float32 `[B, I]`, −∞ for what is closed."""
         known = tf.reduce_any(query["history"] >= FIRST_ID, axis=1, keepdims=True)
         query = {name: query[name] for name in self.asked}
-        scores = [source.scores(query) for source in self.sources.values()]
+        scores = [source.scores(query) for source in self.scored.values()]
         popular = self.popularity[tf.newaxis]
         scores = tf.cond(tf.reduce_all(known), lambda: scores, lambda: [tf.where(known, s, popular) for s in scores])
         return [self.open(s) for s in scores]
@@ -110,13 +115,17 @@ class Shortlist(tf.Module):
         """
         scores, items, ranks = self.score_all(query), [], []
         for (name, quota), score in zip(self.quota.items(), scores, strict=True):
-            top = masked_top_k(score if only is None else among(score, only), quota, exclude)[0]  # [B, Q]
+            top = self.best(name, score, exclude, only)  # [B, Q]
             if quotas and name in quotas:
                 top = tf.where(tf.range(quota) < quotas[name][:, tf.newaxis], top, 0)
             negative, place = tf.math.top_k(-top, quota)
             items.append(-negative)
             ranks.append(tf.cast(place + 1, tf.float32))
         return Proposals(scores, items, ranks)
+
+    def best(self, name: str, scores: tf.Tensor, exclude: tf.Tensor, only: tf.Tensor | None) -> tf.Tensor:
+        """What a source proposes of its scores `[B, I]`, int32 `[B, Q]`, best first; 0 where none is left."""
+        return masked_top_k(scores if only is None else among(scores, only), self.quota[name], exclude)[0]
 
     def ranks(self, proposals: Proposals, items: tf.Tensor) -> list[tf.Tensor]:
         """Each source's ranks of any item rows int32 `[B, C]`, float32 `[B, C]`; its quota + 1 for what it does not
@@ -155,8 +164,18 @@ class Shortlist(tf.Module):
         """`features` and `ranks` of a call, of any item rows int32 `[B, C]`, beside the shortlist `best`."""
 
         ranks = tf.stack(self.ranks(proposals, items), axis=1)  # [B, S, C]
-        beside = None if items is best else (best, _scores(proposals, best))
-        return self.features(query, items, _scores(proposals, items), ranks, beside), ranks
+        beside = None if items is best else (best, self.scores_at(proposals, best))
+        return self.features(query, items, self.scores_at(proposals, items), ranks, beside), ranks
+
+    def scores_at(self, proposals: Proposals, items: tf.Tensor) -> tf.Tensor:
+        """Each source's scores of item rows `[B, C]`, `[B, S, C]`: for what it leaves out as low as its lowest."""
+        found = [tf.gather(scores, items, batch_dims=1) for scores in proposals.scores]
+        low = tf.reduce_any(tf.math.is_inf(tf.stack(found)))
+        return tf.cond(
+            low,
+            lambda: tf.stack([tf.gather(finite(scores), items, batch_dims=1) for scores in proposals.scores], axis=1),
+            lambda: tf.stack(found, axis=1),
+        )
 
     def order(self, proposals: Proposals) -> tf.Tensor:
         """`order` of a call."""
@@ -164,17 +183,6 @@ class Shortlist(tf.Module):
         there = items != PAD
         unit = _unit(finite(proposals.scores[0]))
         return self.open(tf.tensor_scatter_nd_update(unit, cell_indices(items)[there], fused[there]))
-
-
-def _scores(proposals: Proposals, items: tf.Tensor) -> tf.Tensor:
-    """Each source's scores of item rows `[B, C]`, `[B, S, C]`: for what it leaves out as low as its lowest."""
-    found = [tf.gather(scores, items, batch_dims=1) for scores in proposals.scores]
-    low = tf.reduce_any(tf.math.is_inf(tf.stack(found)))
-    return tf.cond(
-        low,
-        lambda: tf.stack([tf.gather(finite(scores), items, batch_dims=1) for scores in proposals.scores], axis=1),
-        lambda: tf.stack(found, axis=1),
-    )
 
 
 def among(scores: tf.Tensor, only: tf.Tensor) -> tf.Tensor:

@@ -944,3 +944,22 @@ def mean_softmax_loss(scores, targets, exclude):
     allowed = [i for i in range(2, len(scores)) if i not in set(exclude)]
     total = np.log(sum(np.exp(scores[i]) for i in allowed))
     return float(np.mean([total - scores[t] for t in targets]))
+
+
+def following_words(rows: list[tuple[int, list[int]]]) -> list[tuple[int, int]]:
+    """Pairs of words of a user's consecutive searches; rows are (user, words) in time order."""
+    pairs, last = [], {}
+    for user, words in rows:
+        if all(w < 2 for w in words) or last.get(user) == words:
+            continue
+        if user in last:
+            pairs += [(a, b) for a in last[user] for b in words if a >= 2 and b >= 2 and a != b]
+        last[user] = words
+    return pairs
+
+
+def skip_gram_loss(words: np.ndarray, followers: np.ndarray, word: int, follower: int, drawn: list[int]) -> float:
+    """Of one pair, from the two tables."""
+    log_sigmoid = lambda x: -np.log1p(np.exp(-x))  # noqa: E731
+    loss = -log_sigmoid(words[word] @ followers[follower])
+    return loss - sum(log_sigmoid(-words[word] @ followers[n]) for n in drawn if n != follower)

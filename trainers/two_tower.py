@@ -9,13 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pydantic
+import tensorflow as tf
 
 from shortlist import ShortlistError
-from shortlist.components._examples import NextItemExamples
+from shortlist.components._examples import NextItemExamples, following_words
 from shortlist.components._queries import NO_TIME, EncodedData, Rows
 from shortlist.components.artifacts import Artifact
 from shortlist.models._base import FIRST_ID, KINDS
 from shortlist.models._optimizer import TableAdagrad
+from shortlist.models._skip_gram import SkipGram
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import (
     EpochsConfig,
@@ -32,7 +34,7 @@ from shortlist.trainers._warm import RESERVED, Tables, carry, labels
 
 TITLE_LENGTH = 16
 """Words kept of a title."""
-DEEP, DEEP_UNITS = 1_000_000, (128,)
+DEEP, DEEP_UNITS = 500_000, (128,)
 
 
 class Config(EpochsConfig):
@@ -43,6 +45,8 @@ class Config(EpochsConfig):
       hard_warmup: epochs before the hard negatives come; their index is refreshed once an epoch.
       user_id, request_time, example_age: inputs of the query.
       request: what a query says besides is an input too: contexts, columns of the user, words searched for.
+      query_pretraining: epochs of skip-gram over which words a user searches for after which, in `train`; the words of
+        searches begin with its directions. 0 leaves it out.
       content, title: genres, year and further columns of the items; the words of their titles.
       examples_per_user: drawn an epoch, the same number for every user.
     """
@@ -67,6 +71,7 @@ class Config(EpochsConfig):
     request_time: bool = True
     example_age: bool = False
     request: bool = True
+    query_pretraining: int = pydantic.Field(0, ge=0)
     content: bool = True
     title: bool = False
     examples_per_user: int = pydantic.Field(32, ge=1)
@@ -81,6 +86,8 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     examples = make_examples(config, data, rows)
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
+    if start is None and config.query_pretraining:
+        pretrain_words(model, config, data, rows)
     notes = carry(model, tables, config, inputs, data) + depth_note(config, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
     batches, steps = next_item_batches(examples, config, first)
@@ -220,6 +227,30 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     model.set_label_counts(examples.label_counts(data.num_items))
     model.compile(optimizer=TableAdagrad(config.learning_rate))
     return model
+
+
+def pretrain_words(model: TwoTower, config: Config, data: EncodedData, rows: Rows) -> None:
+    """Gives the words of searches the directions that skip-gram finds, as long in the mean square as they begin.
+
+    Raises:
+      ShortlistError: if no user searched for different words, one after the other.
+    """
+    words = data.request(rows, np.arange(len(rows["item"]))).get("query") if model.token_table is not None else None
+    pairs = None if words is None else following_words(rows["user_key"], words)
+    if pairs is None or not len(pairs[0]):
+        raise ShortlistError(
+            "`query_pretraining` learns which words a user searches for after which, and nobody in `train` searched "
+            "for two different ones. Give a column `query`, or leave it out. "
+            f"Received: query_pretraining={config.query_pretraining}."
+        )
+    learner = SkipGram(model.num_tokens, model.embedding_dim)
+    learner.set_counts(np.bincount(pairs[1], minlength=model.num_tokens))
+    learner.compile(TableAdagrad(config.learning_rate))
+    batches = tf.data.Dataset.from_tensor_slices(dict(zip(("word", "follower"), pairs, strict=True)))
+    batches = batches.shuffle(min(len(pairs[0]), 1_000_000), config.seed).batch(config.batch_size)
+    learner.fit(batches, epochs=config.query_pretraining, verbose=0)
+    found, begin = learner.word_table.numpy(), model.token_table.numpy()
+    model.token_table.assign(found * np.sqrt(np.square(begin).mean() / np.square(found).mean()))
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, ...]:

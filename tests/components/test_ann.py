@@ -8,22 +8,30 @@ from typing import Any
 import fixed_models
 import numpy as np
 import pytest
+import tables
 
 from shortlist import ShortlistError
-from shortlist.components._ann import Approximate, IndexConfig, compare
-from shortlist.components._first_stage import load_index
+from shortlist.components._ann import Approximate, IndexConfig, compare, load_approximate
+from shortlist.components._first_stage import ShortlistConfig, build_shortlist, load_index
 from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components._top_k import top_k
-from shortlist.components.artifacts import Artifact
+from shortlist.components.artifacts import Artifact, Index
+from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.pipeline import Pipeline
-from shortlist.components.retrieval_index import RetrievalIndex, load_approximate
+from shortlist.components.retrieval_index import RetrievalIndex
 from shortlist.components.trainer import Trainer
-from shortlist.trainers import item_knn, wals
+from shortlist.trainers import item_knn, two_tower, wals
 
 SMALL: dict[str, dict[str, Any]] = {
     "hnsw": {"kind": "hnsw", "links": 32, "breadth": 256, "threads": 1},
     "ivf_pq": {"kind": "ivf_pq", "lists": 8, "probes": 8, "code_bytes": 5, "refine": 20, "threads": 1},
 }
+MODELS: dict[str, Any] = {
+    "wals": wals.Config(embedding_dim=4, epochs=2),
+    "item_knn": item_knn.Config(),
+    "two_tower": two_tower.Config(embedding_dim=4, epochs=1),
+}
+FIRST_STAGE = ShortlistConfig(size=12, quota={"wals": 6, "item_knn": 5, "two_tower": 9})
 
 
 def vectors(items: int = 1500, dim: int = 9) -> np.ndarray:
@@ -108,13 +116,22 @@ def test_without_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     p = Pipeline(tmp_path_factory.mktemp("ann"))
-    encoded = fixed_models.encoded(p, fixed_models.random_parts(7, users=20))
+    parts = fixed_models.random_parts(7, users=20)
+    parts["validation"].append(tables.row("stranger", "item 03", 1_600_000_000))  # without a history
+    encoded = fixed_models.encoded(p, parts)
     config = IndexConfig(**SMALL["hnsw"])
-    for name, settings in (("wals", wals.Config(embedding_dim=4, epochs=2)), ("item_knn", item_knn.Config())):
+    found: dict[str, Any] = {"": {}, "exact.": {}}
+    for name, settings in MODELS.items():
         model = p.add(Trainer(settings, name, f"shortlist.trainers.{name}:train"), encoded)
-        p.add(RetrievalIndex(name, config), model, encoded)
-        p.add(RetrievalIndex(f"exact.{name}"), model, encoded)
+        found[""][name] = p.add(RetrievalIndex(name, config), model, encoded)
+        found["exact."][name] = p.add(RetrievalIndex(f"exact.{name}"), model, encoded)
+    for kind, sources in found.items():
+        p.add(CandidateGenerator(FIRST_STAGE, f"{kind}all"), encoded, sources)
     return p.run()
+
+
+def indexes(run: dict[str, Artifact], *names: str) -> dict[str, Index]:
+    return {name: run[f"RetrievalIndex.{name}"] for name in names}
 
 
 def test_the_index_says_what_it_finds_of_the_exact_answers(
@@ -128,6 +145,12 @@ def test_the_index_says_what_it_finds_of_the_exact_answers(
     assert "hnsw: recall@100 1.000 of the exact search, " in capsys.readouterr().err
     for name in ("exact.wals", "item_knn", "exact.item_knn"):
         assert not list(run[f"RetrievalIndex.{name}"].uri.glob("ann*"))
+    notes = [run[f"RetrievalIndex.{name}"].read_json("model.json")["notes"] for name in ("wals", "exact.wals")]
+    assert notes[0] == [
+        *notes[1],
+        "The candidates of wals are found by hnsw, which has 1.000 of the 100 best of the exact search; what is served "
+        "is exact.",
+    ]
 
 
 def test_what_is_saved_is_found_again(run: dict[str, Artifact]) -> None:
@@ -142,3 +165,56 @@ def test_what_is_saved_is_found_again(run: dict[str, Artifact]) -> None:
     items, _ = ann.search(psi, 8, seen)
     np.testing.assert_array_equal(items, top_k(psi, ann.vectors, 8, *seen))
     assert load_approximate(run["RetrievalIndex.exact.wals"], ann.vectors) is None
+
+
+def test_candidates_found_by_it_are_those_of_the_exact_search(run: dict[str, Artifact]) -> None:
+    """Of 24 items hnsw finds all; one request has no history and is answered by popularity."""
+    for split in ("rank_train", "validation", "test"):
+        near, exact = (dict(np.load(run[f"CandidateGenerator.{kind}all"] / f"{split}.npz")) for kind in ("", "exact."))
+        assert near.keys() == exact.keys()
+        for name, values in near.items():
+            np.testing.assert_allclose(values, exact[name], rtol=1e-4, atol=1e-4, err_msg=f"{split}, {name}")
+        assert near["label"].any()
+    assert len(near["items"]) == 20 == len(np.unique(near["items"], axis=0))
+
+
+def test_a_source_with_an_index_is_asked_through_it(run: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def search(self: Approximate, queries: np.ndarray, k: int, exclude: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(k)
+        return np.tile(np.arange(2, 2 + k, dtype=np.int32), (len(queries), 1)), np.zeros((len(queries), k), np.float32)
+
+    monkeypatch.setattr(Approximate, "search", search)
+    data = EncodedData(run["Transform"])
+    first_stage = build_shortlist(data, indexes(run, "wals", "item_knn", "two_tower"), FIRST_STAGE, approximate=True)
+    _, batch = next(build_queries(data, "test").batches(100))
+    proposals = first_stage.propose(batch, batch.pop("exclude"))
+    assert asked == [6, 9]
+    assert [np.unique(own, axis=0).tolist() for own in proposals.items[::2]] == [[[*range(2, 8)]], [[*range(2, 11)]]]
+    assert [s.shape[1] for s in proposals.scores] == [5, data.num_items, 5]  # nothing else is scored
+
+
+@pytest.mark.parametrize("names", [("wals",), ("wals", "item_knn"), ("item_knn", "two_tower")])
+def test_what_is_closed_or_asked_for_alone_is_as_in_the_exact_first_stage(
+    run: dict[str, Artifact], names: tuple[str, ...]
+) -> None:
+    data = EncodedData(run["Transform"])
+    data.closed = np.isin(np.arange(data.num_items), [3, 8, 9, 20])  # type: ignore[misc]
+    config = ShortlistConfig(size=7, quota=5)
+    near, exact = (build_shortlist(data, indexes(run, *names), config, approximate=on) for on in (True, False))
+    assert type(near) is not type(exact)
+    _, batch = next(build_queries(data, "validation").batches(100))
+    exclude, only = batch.pop("exclude"), np.tile(np.array([[2, 3, 11, 12, 13, 14, 15]], np.int32), (21, 1))
+    for found, expected in (
+        (near(batch, exclude), exact(batch, exclude)),
+        *(
+            ({"items": a}, {"items": b})
+            for a, b in zip(
+                near.propose(batch, exclude, only).items, exact.propose(batch, exclude, only).items, strict=True
+            )
+        ),
+    ):
+        for name, values in expected.items():
+            np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+        assert not np.isin(found["items"], [3, 8, 9, 20]).any()

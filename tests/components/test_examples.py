@@ -8,7 +8,7 @@ import oracles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortlist.components._examples import NextItemExamples
+from shortlist.components._examples import NextItemExamples, following_words
 
 KEYS = 3
 rows = st.lists(
@@ -117,3 +117,13 @@ def test_a_million_rows_make_an_epoch_within_ten_seconds() -> None:
     assert process_time() - started < 10
     assert len(epoch["label"]) == 50 * len(np.unique(key)) > 800_000
     assert (epoch["history_time"].max(axis=1) < epoch["time"]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 4), min_size=2, max_size=2)), max_size=12))
+def test_words_and_those_that_follow_equal_the_loop(drawn: list[tuple[int, list[int]]]) -> None:
+    drawn = sorted(drawn, key=lambda row: row[0])
+    key, searches = np.array([u for u, _ in drawn], int), np.array([w for _, w in drawn], int).reshape(-1, 2)
+    found = following_words(key, searches)
+    assert list(zip(*(values.tolist() for values in found), strict=True)) == oracles.following_words(drawn)
+    assert [values.dtype for values in found] == [np.int32, np.int32]

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from tables import encode, row, write_splits
 
+from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData, build_queries
-from shortlist.trainers.two_tower import Config, make_examples, make_model, train
+from shortlist.trainers.two_tower import Config, make_examples, make_model, pretrain_words, train
 
 PLACES = ("home", "train")
 
@@ -65,3 +66,35 @@ def test_the_model_has_a_table_for_each_and_learns_what_they_tell(data: EncodedD
         scores = loaded.score_items({**query, "context_place": where, "query": words}).numpy()[:, 2:]
         top = scores.argsort(axis=1)[:, -5:]
         assert half[2:][top].mean() > 0.9
+
+
+def test_words_begin_by_what_is_searched_for_after_them(tmp_path: Path) -> None:
+    """Each of 60 users searches for a word of one half, then for the name of the half: words of a half come near."""
+    rng = np.random.default_rng(0)
+    rows, halves = [], (("alien", "robot", "space"), ("kiss", "love", "wedding"))
+    for user in range(60):
+        half = user % 2
+        searches = [rng.choice(halves[half]), ("future", "heart")[half]] * 3
+        rows += [row(f"u{user}", f"i{rng.integers(9)}", n, query=str(said)) for n, said in enumerate(searches)]
+    later = [row("u0", "i1", 100, query="wedding"), row("u0", "i1", 101, query="future")]
+    data = EncodedData(encode(write_splits(tmp_path / "s", {"train": rows, "test": later})))
+    config = Config(embedding_dim=16, query_pretraining=40, batch_size=64, epochs=1)
+    model = make_model(config, data, make_examples(config, data, data.rows("train")))
+    begin = model.token_table.numpy()
+    pretrain_words(model, config, data, data.rows("train"))
+    found = model.token_table.numpy()
+    assert np.square(found).mean() == pytest.approx(np.square(begin).mean(), rel=1e-4)
+    place = data.vocabulary("query")
+    near = [found[[place.index(word) + 2 for word in half]] for half in halves]
+    unit = [own / np.linalg.norm(own, axis=1, keepdims=True) for own in near]
+    assert (unit[0] @ unit[0].T).min() > 0.5
+    assert (unit[0] @ unit[1].T).max() < 0.3
+
+    train(config, {"encoded": data.artifact}, tmp_path)
+    assert "query_pretraining" in (tmp_path / "model.json").read_text()
+    silent = EncodedData(encode(write_splits(tmp_path / "t", {"train": [{**r, "query": "love"} for r in rows]})))
+    for of, inputs in ((silent, config), (data, config.model_copy(update={"request": False}))):
+        with pytest.raises(ShortlistError, match=r"^`query_pretraining` learns which words .* Received: query_pretra"):
+            pretrain_words(
+                make_model(inputs, of, make_examples(inputs, of, of.rows("train"))), inputs, of, of.rows("train")
+            )
