@@ -376,14 +376,13 @@ class WALS(FoldsIn):
             yield ids, errors - self.unobserved_weight * scores
 
     def _solve_with_numba(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
-        from shortlist.models._als_kernels import solve_rows  # numba, which a loaded model does not need
+        from shortlist.models._als_kernels import aligned, solve_rows  # numba, which a loaded model does not need
 
         w0 = self.unobserved_weight
         ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
 
         solver = (self.solver, self.cg_steps, self.block_size)
-        vectors = np.array(other)  # a copy, since NumPy puts large arrays in huge pages: rows are read from all over it
-        return solve_rows(rows, own, vectors, gram, ridge, w0, *solver)
+        return solve_rows(rows, own, aligned(np.asarray(other)), gram, ridge, w0, *solver)
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX))
     def _solve_batch(
