@@ -14,6 +14,8 @@ from numba.extending import intrinsic, register_jitable
 
 ir = cgutils.ir
 
+LINE = 16
+"""Numbers that a cache fetches at once."""
 TILE, LANES = 4, 16
 """Rows and columns of the part of a matrix that stays in registers: eight vectors of eight numbers."""
 PANEL = 16
@@ -90,6 +92,27 @@ def _build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 
 add_products: Any = intrinsic(_add_products)
+
+
+def _fetch(typing_context: Any, table: Any, row: Any, column: Any) -> Any:
+    """Has the cache begin to fetch table[row, column], float32, without waiting for it."""
+    return types.void(table, types.intp, types.intp), _build_fetch
+
+
+def _build_fetch(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    table, row, column = arguments
+    array = context.make_array(signature.args[0])(context, builder, table)
+    width = builder.extract_value(array.shape, 1)
+    place = builder.gep(array.data, [builder.add(builder.mul(row, width), column)])
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    number = ir.IntType(32)
+    function = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+    prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+    builder.call(prefetch, [place, number(0), number(3), number(1)])  # to read, into every cache, data
+    return context.get_dummy_value()
+
+
+fetch: Any = intrinsic(_fetch)
 
 
 @numba.njit(cache=True, nogil=True)
