@@ -59,7 +59,8 @@ def _of_days(rng: np.random.Generator, first: int, counts: np.ndarray, users: in
     there = (0.4 + 0.6 * (day + 1) / DAYS) * items
     rank = (items * rng.random(n) ** 2.5).astype(np.int64)
     newest = there.astype(np.int64) - 1 - (0.05 * there * rng.random(n) ** 2).astype(np.int64)
-    popular = rank * 48_271 % items % there.astype(np.int64)  # so that popular items lie anywhere
+    block = rank // GENRES * 48_271 % (items // GENRES)  # so that popular items lie anywhere
+    popular = (block * GENRES + rank % GENRES) % there.astype(np.int64)
     item = np.where(rng.random(n) < 1 / 3, newest, popular)
     at_home = rng.random(n) < 0.8
     item = np.where(at_home, item // GENRES * GENRES + genre[session], item)
