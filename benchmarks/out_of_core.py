@@ -74,8 +74,8 @@ def peak() -> float:
 
 
 def waited(encoded: Any, steps: int = 60, rounds: int = 7) -> dict[str, float]:
-    """Milliseconds, medians of rounds: of a step that has its input from tf.data, of one whose batches are ready, and of
-    the input when it runs alone; and the median ratio of the first two."""
+    """Milliseconds, medians of rounds: of a step with its input beside it, of one whose batch is ready, and of the
+    input alone; and the median ratio of the first two."""
     import tensorflow as tf
 
     from shortlist.trainers import two_tower
