@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from shortlist import ShortlistError
+from shortlist.components._batches import batches
 from shortlist.components._tables import INTERACTIONS, ITEMS, RANKING, USERS, conform, first, listed, require, show
 
 KNOWN = {"source": INTERACTIONS, "interactions": INTERACTIONS, "items": ITEMS, "users": USERS, "path": RANKING}
@@ -20,10 +21,23 @@ REQUIRED = {"source": ("user", "item"), "interactions": ("user", "item"), "items
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The interactions of a Parquet file with our names, a table a batch of rows."""
+
+    path: Path
+    columns: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        with _whole_parquet(self.path, "source"):
+            for table in batches(self.path):
+                yield _renamed(table.replace_schema_metadata(None), self.columns)
+
+
+@dataclass(frozen=True)
 class Tables:
     """What a reader found, not yet checked. `about` has the keys name, licence, citation and homepage."""
 
-    interactions: pa.Table
+    interactions: pa.Table | Stored
     items: pa.Table | None
     users: pa.Table | None
     about: Mapping[str, str]
@@ -75,8 +89,9 @@ def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str])
     }
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
     tables = {setting: _named(table, columns, files[setting], setting) for setting, table in raw.items()}
+    source = Stored(files["source"], columns) if kind == "parquet" else tables["source"]
     about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}
-    return Tables(tables["source"], tables.get("items"), tables.get("users"), about)
+    return Tables(source, tables.get("items"), tables.get("users"), about)
 
 
 def read_table(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
@@ -143,9 +158,16 @@ def _read_csv(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
 
 
 def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    """The table, of the interactions its first rows: see `Stored`."""
+    with _whole_parquet(path, setting), pq.ParquetFile(path) as file:
+        table = next(batches(path)) if setting == "source" else file.read()
+        return _unique_names(table.replace_schema_metadata(None), path, setting)
+
+
+@contextlib.contextmanager
+def _whole_parquet(path: Path, setting: str) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            return _unique_names(file.read().replace_schema_metadata(None), path, setting)
+        yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(path, setting, "a whole Parquet file", error) from None
 

@@ -22,6 +22,12 @@ _YEAR_2100 = 4_102_444_800
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 
 
+class Place(str):
+    """The name of a table as it stands in a message, of which only the rows after the first `before` are looked at."""
+
+    before = 0
+
+
 def show(value: Any, limit: int = 60) -> str:
     """A value as it stands in a message: on one line, not too long."""
     text = repr(value)
@@ -45,8 +51,8 @@ def first(mask: pa.ChunkedArray) -> int:
 
 
 def _refuse(column: str, where: str, rule: str, values: pa.ChunkedArray, row: int, remedy: str = "") -> NoReturn:
-    received = show(values[row].as_py())
-    raise ShortlistError(f"`{column}` of {where} {rule}. Received: {received} in data row {row + 1}.{remedy}")
+    received, number = show(values[row].as_py()), row + 1 + getattr(where, "before", 0)
+    raise ShortlistError(f"`{column}` of {where} {rule}. Received: {received} in data row {number}.{remedy}")
 
 
 def _cast(values: pa.ChunkedArray, to: pa.DataType, column: str, where: str, rule: str, safe: bool = True) -> Any:
@@ -255,10 +261,14 @@ def conform(table: pa.Table, known: Mapping[str, tuple[pa.DataType, Convert]], w
     return pa.table({**columns, **{name: decoded(table[name]) for name in rest}})
 
 
+def event_keys(columns: Sequence[str]) -> list[str]:
+    """The columns by which two rows are the same event."""
+    return ["user", "item", "timestamp", "event", "query", *(n for n in columns if n.startswith("context_"))]
+
+
 def drop_duplicates(interactions: pa.Table) -> tuple[pa.Table, int]:
     """Without the rows that repeat the user, item, timestamp, event, query and context of an earlier one."""
-    context = [n for n in interactions.column_names if n.startswith("context_")]
-    keys = ["user", "item", "timestamp", "event", "query", *context]
+    keys = event_keys(interactions.column_names)
     numbered = interactions.select(keys).append_column("row", pa.array(np.arange(len(interactions))))
     rows = numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()
     dropped = len(interactions) - len(rows)

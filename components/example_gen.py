@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
+from shortlist.components._analysis import Counts
+from shortlist.components._batches import Writer
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
+from shortlist.components._duplicates import Duplicates
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
 from shortlist.components._sources import Tables, digest, read_files
-from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, completed, conform, drop_duplicates
+from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, Place, completed, conform
 from shortlist.components.artifacts import Examples
 from shortlist.components.pipeline import Component
 from shortlist.components.simulator import parse_simulated, simulation_of
@@ -96,7 +100,8 @@ class ExampleGen(Component):
     """Reads interactions, items and users, checks them, and writes them as `Examples`.
 
     Rows that repeat the user, item, timestamp, event, query and context of an earlier row are dropped and counted.
-    An item or user that only the interactions know gets a row without content.
+    An item or user that only the interactions know gets a row without content. The interactions of a Parquet file are
+    read, checked and written in record batches; those of the other sources are held in memory.
 
     Raises:
       ShortlistError: for anything that `Examples` cannot hold, with the column, the row and the value.
@@ -124,17 +129,27 @@ class ExampleGen(Component):
     def run(self, out: Path) -> None:
         tables = read(self.config, out)
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
-        interactions, dropped = drop_duplicates(conform(tables.interactions, INTERACTIONS, name))
-        written = {"interactions": interactions}
+        path, duplicates = out / "interactions.parquet", Duplicates(out / "hashes")
+        counts = {key: Counts(key) for key in ("item", "user")}
+        found = {key: counter.start() for key, counter in counts.items()}
+        with Writer(path) as writer:
+            given = [tables.interactions] if isinstance(tables.interactions, pa.Table) else tables.interactions
+            for table in given:
+                place = Place(name)
+                place.before = writer.rows
+                table = conform(table, INTERACTIONS, place)
+                duplicates.add(table)
+                found = {key: counter.add(found[key], table) for key, counter in counts.items()}
+                writer.write(table)
+        dropped = duplicates.drop(path)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
-        for table, known, key, found in sides:
-            path = getattr(self.config, table)
-            where = path.name if path else f"the {table} of {name}"
-            content = interactions.select([key]).slice(0, 0) if found is None else found
-            written[table] = completed(conform(content, known, where), key, interactions[key], where)
-        for table, content in written.items():
-            pq.write_table(content, out / f"{table}.parquet")
-        self._describe(out, tables.about, len(interactions), dropped)
+        for side, known, key, content in sides:
+            file = getattr(self.config, side)
+            where = file.name if file else f"the {side} of {name}"
+            content = pa.table({key: pa.array([], pa.string())}) if content is None else content
+            ids = counts[key].result(found[key])["value"]
+            pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{side}.parquet")
+        self._describe(out, tables.about, writer.rows - dropped, dropped)
 
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
