@@ -38,6 +38,11 @@ class Progress:
             require(same, rule, checkpoint_dir=str(folder))
             self.manager.restore_or_initialize()
 
+    @property
+    def half_steps(self) -> int:
+        """Those that are done."""
+        return int(self.done.numpy())
+
     def finish(self, half_steps: int) -> None:
         """Notes that so many half-steps are done."""
         self.done.assign(half_steps)

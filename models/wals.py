@@ -28,6 +28,7 @@ from shortlist.models._wals import (
     two_sides,
 )
 from shortlist.models._wals_progress import Progress
+from shortlist.models._wals_sharded import ShardedRows, outside_the_scope, sharing_strategy
 
 Side = Literal["users", "items"]
 SOLVERS = ("cholesky", "cg", "block")
@@ -196,10 +197,12 @@ class WALS(FoldsIn):
           ShortlistError: for a matrix that `read_cells` refuses or of another shape than before, data sets that
             `RowStream` refuses, the checkpoint of another model, and factors that are no longer finite.
         """
+        strategy = sharing_strategy()
         by_user, by_item = self._rows_to_fit(x, sample_weight, duplicates)
         held_out = None if validation_data is None else self._sides_of(self._read("validation_data", validation_data))
-        progress = Progress(self, checkpoint_dir)
-        done = max(2 * initial_epoch, int(progress.done))
+        progress = outside_the_scope(Progress, self, checkpoint_dir)
+        shared = None if strategy is None else self._shared(strategy, by_user, by_item, progress)
+        done = max(2 * initial_epoch, progress.half_steps)
         verbose = 1 if verbose == "auto" else verbose
         hooks = tf.keras.callbacks.CallbackList(
             callbacks,
@@ -208,21 +211,17 @@ class WALS(FoldsIn):
             model=self,
             verbose=verbose,
             epochs=epochs,
-            steps=len(by_item) + len(by_user) or None,
+            steps=2 if shared else len(by_item) + len(by_user) or None,
         )
         self.stop_training = False
         hooks.on_train_begin()
         logs: dict[str, float] = {}
         for epoch in range(done // 2, epochs):
             hooks.on_epoch_begin(epoch)
-            if done <= 2 * epoch:
-                self.half_step("items", by_item, hooks)
-                progress.finish(2 * epoch + 1)
+            if shared:
+                logs = {"loss": shared.epoch(epoch, done, hooks)}
             else:
-                by_item.count()
-            observed = self.half_step("users", by_user, hooks, first_step=len(by_item))
-            progress.finish(2 * epoch + 2)
-            logs = {"loss": self._objective(observed, by_user, by_item)}
+                logs = {"loss": self._epoch(epoch, done, hooks, progress, by_user, by_item)}
             if held_out:
                 logs["val_loss"] = self._loss(*held_out)
             hooks.on_epoch_end(epoch, logs)
@@ -230,6 +229,23 @@ class WALS(FoldsIn):
                 break
         hooks.on_train_end(logs)
         return self.history
+
+    def _epoch(self, epoch: int, done: int, hooks: Any, progress: Progress, by_user: Rows, by_item: Rows) -> float:
+        """The loss after both half-steps, of which the first may be done."""
+        if done <= 2 * epoch:
+            self.half_step("items", by_item, hooks)
+            progress.finish(2 * epoch + 1)
+        else:
+            by_item.count()
+        observed = self.half_step("users", by_user, hooks, first_step=len(by_item))
+        progress.finish(2 * epoch + 2)
+        return self._objective(observed, by_user, by_item)
+
+    def _shared(self, strategy: Any, by_user: Rows, by_item: Rows, progress: Progress) -> ShardedRows:
+        rule = "`x` must be a matrix where replicas share the training; data sets are read by one."
+        matrix = isinstance(by_user, PaddedRows) and isinstance(by_item, PaddedRows)
+        require(matrix, rule, strategy=type(strategy).__name__)
+        return ShardedRows(self, strategy, by_user, by_item, progress)
 
     def evaluate(
         self,
@@ -300,37 +316,56 @@ class WALS(FoldsIn):
         """
         own, other = self._sides(side)
         hooks = callbacks or tf.keras.callbacks.CallbackList()
-        given, table = other.value(), np.array(own)
+        given, table = other.value(), np.array(own.numpy())
         gram = gramian(np.asarray(given)).astype(np.float32)
-        numba = self.backend == "numba" or (self.backend == "auto" and not _on_gpu())
-        solve = self._solve_with_numba if numba else self._solve_with_tensorflow
         observed, step = 0.0, first_step
         for part in rows.parts():
             table[part.ids[part.empty]] = 0
-            batches = solve(part, table, given, gram)
+            batches = self.solve(part, table, given, gram, len(given))
             for _ in range(len(part)):
                 hooks.on_train_batch_begin(step)
                 ids, added = next(batches)
                 if not np.isfinite(added):
-                    self._require_finite(side, ids, table[ids])
+                    wrong = ids[~np.isfinite(table[ids]).all(axis=1)]
+                    if len(wrong):
+                        self.refuse_row(side, wrong.min())
                 observed += added
                 hooks.on_train_batch_end(step)
                 step += 1
         own.assign(table)
         if side == "users":
-            self.item_gramian.assign(gram)
-            self.mean_confidence.assign(rows.mean_weight)
-            self.fitted_items.assign(len(given))
+            self.note_items(gram, rows.mean_weight, len(given))
         return observed
 
-    def _require_finite(self, side: Side, ids: np.ndarray, factors: np.ndarray) -> None:
-        wrong = ids[~np.isfinite(factors).all(axis=1)]
-        if len(wrong):
-            raise ShortlistError(
-                f"`l2` must be large enough for one solution a row: the factors of row {wrong.min()} of the {side} are "
-                "not finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
-                f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
-            )
+    def note_items(self, gram: np.ndarray, confidence: float, size: int) -> None:
+        """Keeps what folding in needs to know of the items that the users were solved with."""
+        self.item_gramian.assign(gram)
+        self.mean_confidence.assign(confidence)
+        self.fitted_items.assign(size)
+
+    def on_numba(self) -> bool:
+        """Whether the kernels train, and not TensorFlow's operations."""
+        return self.backend == "numba" or (self.backend == "auto" and not _on_gpu())
+
+    def solve(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray, size: int) -> Solved:
+        """Solves batches of rows into `own`, one after the other; see `_als_kernels.solve_rows`.
+
+        Args:
+          rows: their columns are rows of `other`.
+          own: float32 `[N, D]`, of which the rows' ids are overwritten.
+          other: float32 `[M, D]`, the factors that the columns need.
+          gram: float32 `[D, D]`, of the whole other side.
+          size: its number of rows.
+        """
+        solve = self._solve_with_numba if self.on_numba() else self._solve_with_tensorflow
+        return solve(rows, own, other, gram, size)
+
+    def refuse_row(self, side: Side, row: int) -> None:
+        raise ShortlistError(
+            f"`l2` must be large enough for one solution a row: the factors of row {row} of the {side} are "
+            "not finite. Raise l2 or unobserved_weight, or lower embedding_dim. "
+            f"Received: l2={self.l2}, unobserved_weight={self.unobserved_weight}."
+        )
 
     def project(
         self,
@@ -369,22 +404,26 @@ class WALS(FoldsIn):
         size = tf.cast(tf.shape(other)[0], tf.float32) if size is None else size
         return _als_graph.systems(columns, targets, weights, other, gram, *constants, size)
 
-    def _solve_with_tensorflow(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
+    def _solve_with_tensorflow(
+        self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray, size: int
+    ) -> Solved:
         for local, *batch in rows:
             ids = rows.ids[local]
-            own[ids], (errors, scores) = (x.numpy() for x in self._solve_batch(*batch, other, gram, own[ids]))
+            own[ids], (errors, scores) = (x.numpy() for x in self._solve_batch(*batch, other, gram, own[ids], size))
             yield ids, errors - self.unobserved_weight * scores
 
-    def _solve_with_numba(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray) -> Solved:
+    def _solve_with_numba(
+        self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray, size: int
+    ) -> Solved:
         from shortlist.models._als_kernels import aligned, solve_rows  # numba, which a loaded model does not need
 
         w0 = self.unobserved_weight
-        ridge = (self.l2 * (rows.lengths + w0 * len(other)) ** self.frequency_exponent).astype(np.float32)
+        ridge = (self.l2 * (rows.lengths + w0 * size) ** self.frequency_exponent).astype(np.float32)
 
         solver = (self.solver, self.cg_steps, self.block_size)
         return solve_rows(rows, own, aligned(np.asarray(other)), gram, ridge, w0, *solver)
 
-    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX))
+    @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX, _MATRIX, tf.TensorSpec([], tf.float32)))
     def _solve_batch(
         self,
         columns: tf.Tensor,
@@ -393,6 +432,7 @@ class WALS(FoldsIn):
         other: tf.Tensor,
         gram: tf.Tensor,
         start: tf.Tensor,
+        other_size: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The factors of a batch's rows, `[B, D]`, and what `_observed` gives of them.
 
@@ -408,7 +448,7 @@ class WALS(FoldsIn):
             tf.autograph.experimental.set_loop_options(parallel_iterations=2)
             first, last = part * rows, (part + 1) * rows
             cells = columns[first:last], targets[first:last], weights[first:last]
-            systems = self._systems(*cells, other, gram)
+            systems = self._systems(*cells, other, gram, other_size)
             if self.solver == "cg":
                 factors, scores = _als_graph.cg(systems, start[first:last], self.cg_steps)
             elif self.solver == "block":
@@ -454,7 +494,7 @@ class WALS(FoldsIn):
     ) -> Cells:
         cells = read_cells(x, name, duplicates, sample_weight)
         if not self.built:
-            self.build(cells.shape)
+            outside_the_scope(self.build, cells.shape)
         rule = f"`{name}` must have the shape that the model was fitted to, {self.table_shape}."
         require(cells.shape == self.table_shape, rule, shape=cells.shape)
         return cells
