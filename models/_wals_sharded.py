@@ -42,6 +42,24 @@ def outside_the_scope(call: Callable[..., Made], *arguments: Any) -> Made:
         return pool.submit(call, *arguments).result()
 
 
+def _collectives(strategy: Any) -> dict[str, Callable[[Any], Any]]:
+    """What all processes call alike, each with a value a replica of its own; traced once a kind of value."""
+
+    def of(call: Callable[[Any, tf.Tensor], tf.Tensor]) -> Callable[[Any], Any]:
+        def each(values: Any) -> Any:
+            def one(value: tf.Tensor) -> tf.Tensor:  # a copy, since an argument has no device yet
+                return call(tf.distribute.get_replica_context(), tf.identity(value))
+
+            return strategy.run(one, (values,))
+
+        return tf.function(each, reduce_retracing=True)
+
+    return {
+        "sum": of(lambda context, value: context.all_reduce(tf.distribute.ReduceOp.SUM, value)),
+        "gather": of(lambda context, value: context.all_gather(value, axis=0)),
+    }
+
+
 class Share(NamedTuple):
     """What a replica has of one side."""
 
@@ -88,6 +106,7 @@ class ShardedRows:
         self._by_replica(lambda replica: found.append(replica) or tf.zeros([]))
         self.local = sorted(found)
         self.alone = len(self.local) == self.replicas  # replicas of one process exchange in its memory
+        self._collectives = _collectives(strategy)
         self.tables = dict(zip(SIDES, (model.user_factors, model.item_factors), strict=True))
         self.sizes = dict(zip(SIDES, model.table_shape, strict=True))
         self.shares = {
@@ -118,7 +137,7 @@ class ShardedRows:
         """Gives the model the side that was solved, and notes how far it is, in the one process that writes."""
         self.collect(side)
         if 0 in self.local:
-            self.progress.finish(half_steps)
+            outside_the_scope(self.progress.finish, half_steps)
 
     def half_step(self, side: str, hooks: Any, step: int) -> float:
         """Solves a side; see `WALS.half_step`. To the callbacks it is one batch."""
@@ -228,20 +247,18 @@ class ShardedRows:
             lambda context: value(context.replica_id_in_sync_group)
         )
 
-    def _values(self, parts: Sequence[np.ndarray]) -> Any:
-        return self._by_replica(lambda replica: tf.constant(parts[self.local.index(replica)]))
+    def _collective(self, name: str, parts: Sequence[np.ndarray]) -> np.ndarray:
+        values = self._by_replica(lambda replica: tf.constant(parts[self.local.index(replica)]))
+        return self.strategy.experimental_local_results(self._collectives[name](values))[0].numpy()
 
     def _sum(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The sum over all replicas; as a ring adds up, each receives all but its share twice."""
-        if self.alone:
-            found = np.sum(parts, axis=0)
-        else:
-            found = self.strategy.reduce(tf.distribute.ReduceOp.SUM, self._values(parts), axis=None).numpy()
+        found = np.sum(parts, axis=0) if self.alone else self._collective("sum", parts)
         self.received += 2 * found.nbytes * (self.replicas - 1) // self.replicas
         return found
 
     def _gather(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The parts of all replicas, one after the other; they are of one shape."""
-        found = np.concatenate(parts) if self.alone else self.strategy.gather(self._values(parts), axis=0).numpy()
+        found = np.concatenate(parts) if self.alone else self._collective("gather", parts)
         self.received += found.nbytes * (self.replicas - 1) // self.replicas
         return found

@@ -176,6 +176,9 @@ class WALS(FoldsIn):
     ) -> tf.keras.callbacks.History:
         """Trains, from where the model stands if it was fitted or loaded.
 
+        In the scope of a mirrored strategy, of one process or several, each replica solves a share of the rows, of which
+        it alone holds the cells; every process calls this with the same arguments and has the whole model afterwards.
+
         Args:
           x: `[U, I]`, the targets a of the observed cells, 1 for implicit feedback; any order of indices. Or, for a
             matrix larger than memory, a pair of data sets, of the users' rows and of the items': see `RowStream` for
@@ -183,7 +186,7 @@ class WALS(FoldsIn):
           sample_weight: the confidences c ≥ 0 of the same cells; 1 where None.
           epochs: the number of the last epoch.
           verbose: as in Keras.
-          callbacks: as in Keras; a batch is one of rows, those of the items first.
+          callbacks: as in Keras; a batch is one of rows, those of the items first, or a whole side where replicas share it.
           validation_data: `[U, I]`, whose `loss` is logged as `val_loss`.
           initial_epoch: the epoch to start from, when a run goes on.
           duplicates: "sum" adds up the values given for one cell (and its confidences), "refuse" raises.
@@ -198,10 +201,11 @@ class WALS(FoldsIn):
             `RowStream` refuses, the checkpoint of another model, and factors that are no longer finite.
         """
         strategy = sharing_strategy()
-        by_user, by_item = self._rows_to_fit(x, sample_weight, duplicates)
+        rows: tuple[Rows, ...] = self._rows_to_fit(x, sample_weight, duplicates)
         held_out = None if validation_data is None else self._sides_of(self._read("validation_data", validation_data))
         progress = outside_the_scope(Progress, self, checkpoint_dir)
-        shared = None if strategy is None else self._shared(strategy, by_user, by_item, progress)
+        shared = None if strategy is None else self._shared(strategy, rows, progress)
+        rows = () if shared else rows  # each replica has its own part of the cells
         done = max(2 * initial_epoch, progress.half_steps)
         verbose = 1 if verbose == "auto" else verbose
         hooks = tf.keras.callbacks.CallbackList(
@@ -211,7 +215,7 @@ class WALS(FoldsIn):
             model=self,
             verbose=verbose,
             epochs=epochs,
-            steps=2 if shared else len(by_item) + len(by_user) or None,
+            steps=2 if shared else sum(map(len, rows)) or None,
         )
         self.stop_training = False
         hooks.on_train_begin()
@@ -221,7 +225,7 @@ class WALS(FoldsIn):
             if shared:
                 logs = {"loss": shared.epoch(epoch, done, hooks)}
             else:
-                logs = {"loss": self._epoch(epoch, done, hooks, progress, by_user, by_item)}
+                logs = {"loss": self._epoch(epoch, done, hooks, progress, *rows)}
             if held_out:
                 logs["val_loss"] = self._loss(*held_out)
             hooks.on_epoch_end(epoch, logs)
@@ -241,11 +245,11 @@ class WALS(FoldsIn):
         progress.finish(2 * epoch + 2)
         return self._objective(observed, by_user, by_item)
 
-    def _shared(self, strategy: Any, by_user: Rows, by_item: Rows, progress: Progress) -> ShardedRows:
+    def _shared(self, strategy: Any, rows: tuple[Rows, ...], progress: Progress) -> ShardedRows:
+        matrix = [side for side in rows if isinstance(side, PaddedRows)]
         rule = "`x` must be a matrix where replicas share the training; data sets are read by one."
-        matrix = isinstance(by_user, PaddedRows) and isinstance(by_item, PaddedRows)
-        require(matrix, rule, strategy=type(strategy).__name__)
-        return ShardedRows(self, strategy, by_user, by_item, progress)
+        require(len(matrix) == 2, rule, strategy=type(strategy).__name__)
+        return ShardedRows(self, strategy, *matrix, progress)
 
     def evaluate(
         self,
