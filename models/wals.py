@@ -176,8 +176,8 @@ class WALS(FoldsIn):
     ) -> tf.keras.callbacks.History:
         """Trains, from where the model stands if it was fitted or loaded.
 
-        In the scope of a mirrored strategy, of one process or several, each replica solves a share of the rows, of which
-        it alone holds the cells; every process calls this with the same arguments and has the whole model afterwards.
+        In the scope of a mirrored strategy, of one process or several, each replica solves a share of the rows, and has
+        their cells alone; every process calls this with the same arguments and has the whole model afterwards.
 
         Args:
           x: `[U, I]`, the targets a of the observed cells, 1 for implicit feedback; any order of indices. Or, for a
@@ -186,7 +186,8 @@ class WALS(FoldsIn):
           sample_weight: the confidences c ≥ 0 of the same cells; 1 where None.
           epochs: the number of the last epoch.
           verbose: as in Keras.
-          callbacks: as in Keras; a batch is one of rows, those of the items first, or a whole side where replicas share it.
+          callbacks: as in Keras; a batch is one of rows, those of the items first; or a side, where replicas
+            share it.
           validation_data: `[U, I]`, whose `loss` is logged as `val_loss`.
           initial_epoch: the epoch to start from, when a run goes on.
           duplicates: "sum" adds up the values given for one cell (and its confidences), "refuse" raises.
