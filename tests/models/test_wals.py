@@ -767,6 +767,12 @@ def matrix(*cells: tuple[int, int, float], shape: tuple[int, int] = (4, 5)) -> t
             "Received: row 3, column 5.",
         ),
         (
+            matrix((0, 1, 1.0), (-1, 2, 1.0)),
+            {},
+            "`x` must have its indices inside its shape [4, 5]; raise dense_shape or correct the ids. "
+            "Received: row -1, column 2.",
+        ),
+        (
             matrix((1, 2, 1.0), (1, 2, 1.0)),
             {"duplicates": "refuse"},
             "`x` must have each cell once; merge them, or pass duplicates='sum'. "
