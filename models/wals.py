@@ -251,7 +251,8 @@ class WALS(FoldsIn):
         matrix = [side for side in rows if isinstance(side, PaddedRows)]
         rule = "`x` must be a matrix where replicas share the training; data sets are read by one."
         require(len(matrix) == 2, rule, strategy=type(strategy).__name__)
-        return ShardedRows(self, strategy, *matrix, progress)
+        by_user, by_item = matrix
+        return ShardedRows(self, strategy, by_user, by_item, progress)
 
     def evaluate(
         self,
