@@ -103,7 +103,12 @@ class ShardedRows:
         self.received = 0
         self.mean_weight = by_user.mean_weight
         found: list[int] = []
-        self._by_replica(lambda replica: found.append(replica) or tf.zeros([]))
+
+        def note(replica: int) -> tf.Tensor:
+            found.append(replica)
+            return tf.zeros([])
+
+        self._by_replica(note)
         self.local = sorted(found)
         self.alone = len(self.local) == self.replicas  # replicas of one process exchange in its memory
         self._collectives = _collectives(strategy)
