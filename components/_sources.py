@@ -58,20 +58,22 @@ def digest(path: Path, setting: str) -> str:
     return total.hexdigest()
 
 
-def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str]) -> Tables:
+def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str], rows: bool = True) -> Tables:
     """Reads interactions, and items and users beside them, from CSV or Parquet files.
 
     Args:
       kind: "csv" or "parquet", the form of the interactions; that of the others follows from their suffix.
       files: "source", the interactions, and if there are any "items" and "users".
       columns: our name of a column to its name in the files.
+      rows: False reads the first row alone of interactions in Parquet; whoever reads the others has them `renamed`.
 
     Raises:
       ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
         ids that it must have or without rows.
     """
     raw = {
-        setting: _raw(file, setting, columns, kind if setting == "source" else "") for setting, file in files.items()
+        setting: _raw(file, setting, columns, (kind if rows else HEAD) if setting == "source" else "")
+        for setting, file in files.items()
     }
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
     tables = {setting: _named(table, columns, files[setting], setting) for setting, table in raw.items()}
@@ -94,7 +96,7 @@ def _raw(path: Path, setting: str, columns: Mapping[str, str], form: str = "") -
 
 def _named(raw: pa.Table, columns: Mapping[str, str], path: Path, setting: str) -> pa.Table:
     """With our names; refused without the ids that the table must have, or without rows."""
-    table = _renamed(raw, columns)
+    table = renamed(raw, columns)
     require(table, REQUIRED[setting], raw.column_names, path.name)
     if len(table) == 0:
         raise ShortlistError(f"`{setting}` must hold at least one row. Received: {path}, a table without rows.")
@@ -142,15 +144,25 @@ def _read_csv(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
     return _unique_names(table, path, setting)
 
 
-def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+def _read_parquet(path: Path, setting: str, columns: Mapping[str, str], rows: int | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
-            return _unique_names(file.read().replace_schema_metadata(None), path, setting)
+            table = file.read() if rows is None else next(file.iter_batches(rows), None)
+            if table is None:
+                table = file.schema_arrow.empty_table()
+            elif rows is not None:
+                table = pa.Table.from_batches([table])
+            return _unique_names(table.replace_schema_metadata(None), path, setting)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(path, setting, "a whole Parquet file", error) from None
 
 
-_READ = {"csv": _read_csv, "parquet": _read_parquet}
+def _read_head(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    return _read_parquet(path, setting, columns, rows=1)
+
+
+HEAD = "the first row of Parquet"
+_READ = {"csv": _read_csv, "parquet": _read_parquet, HEAD: _read_head}
 
 
 def _unreadable(path: Path, setting: str, rule: str, error: object) -> ShortlistError:
@@ -178,7 +190,7 @@ def _refuse_unused(columns: Mapping[str, str], names: Mapping[str, list[str]]) -
             )
 
 
-def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+def renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """With our names; a column that has one of them but is not the one meant is left out."""
     mapped = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
     kept = [n for n in table.column_names if n not in mapped and n not in mapped.values()]

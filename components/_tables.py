@@ -3,8 +3,10 @@
 Data rows are counted from 1; the header of a CSV file is not one.
 """
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,6 +21,8 @@ EVENTS = ("watch", "impression")
 NO_GENRES = "(no genres listed)"
 _NOTHING = ["", "NA", "N/A", "NULL", "Null", "null", "None"]
 _YEAR_2100 = 4_102_444_800
+_FIRST_ROW: ContextVar[int] = ContextVar("first row", default=0)
+_HEADS: ContextVar[Mapping[str, Any]] = ContextVar("heads", default={})  # noqa: B039  never written to
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 
 
@@ -45,8 +49,19 @@ def first(mask: pa.ChunkedArray) -> int:
 
 
 def _refuse(column: str, where: str, rule: str, values: pa.ChunkedArray, row: int, remedy: str = "") -> NoReturn:
-    received = show(values[row].as_py())
-    raise ShortlistError(f"`{column}` of {where} {rule}. Received: {received} in data row {row + 1}.{remedy}")
+    received, number = show(values[row].as_py()), _FIRST_ROW.get() + row + 1
+    raise ShortlistError(f"`{column}` of {where} {rule}. Received: {received} in data row {number}.{remedy}")
+
+
+@contextlib.contextmanager
+def batch_of(first_row: int, heads: Mapping[str, Any]) -> Iterator[None]:
+    """What is converted within begins with this row of its table, whose columns begin with these `plain_head`s."""
+    tokens = _FIRST_ROW.set(first_row), _HEADS.set(heads)
+    try:
+        yield
+    finally:
+        _FIRST_ROW.reset(tokens[0])
+        _HEADS.reset(tokens[1])
 
 
 def _cast(values: pa.ChunkedArray, to: pa.DataType, column: str, where: str, rule: str, safe: bool = True) -> Any:
@@ -124,6 +139,12 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(missing, pa.scalar(None, pa.string()), values)
 
 
+def plain_head(values: pa.ChunkedArray) -> Any:
+    """The first value that is not missing, by whose form `seconds` reads a column of text; None where there is none."""
+    known = _plain(values).drop_null()
+    return known[0].as_py() if len(known) else None
+
+
 def numbers(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray:
     """Finite float32 numbers or nulls."""
     plain = _plain(values)
@@ -157,8 +178,7 @@ def seconds(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray
     rule = "must be seconds since 1970 or an ISO 8601 date and time, the same form in every row, or empty"
     found = plain
     if _is_text(plain.type):
-        known = plain.drop_null()
-        head = known[0].as_py() if len(known) else "0"
+        head = _HEADS.get().get(column) or plain_head(plain) or "0"
         if pc.match_substring_regex(pa.scalar(head), _NUMBER).as_py():
             try:
                 found = plain.cast(pa.int64())
@@ -255,18 +275,28 @@ def conform(table: pa.Table, known: Mapping[str, tuple[pa.DataType, Convert]], w
     return pa.table({**columns, **{name: decoded(table[name]) for name in rest}})
 
 
+DUPLICATE_KEYS = ("user", "item", "timestamp", "event", "query")
+
+
+def duplicate_keys(names: Sequence[str]) -> list[str]:
+    """The columns in which a row repeats another one."""
+    return [*DUPLICATE_KEYS, *(n for n in names if n.startswith("context_"))]
+
+
 def drop_duplicates(interactions: pa.Table) -> tuple[pa.Table, int]:
     """Without the rows that repeat the user, item, timestamp, event, query and context of an earlier one."""
-    context = [n for n in interactions.column_names if n.startswith("context_")]
-    keys = ["user", "item", "timestamp", "event", "query", *context]
+    keep = first_rows(interactions)
+    dropped = len(keep) - int(keep.sum())
+    return (interactions.filter(pa.array(keep)) if dropped else interactions), dropped
+
+
+def first_rows(interactions: pa.Table) -> np.ndarray:
+    """Bool `[N]`: whether a row repeats no earlier one."""
+    keys = duplicate_keys(interactions.column_names)
     numbered = interactions.select(keys).append_column("row", pa.array(np.arange(len(interactions))))
-    rows = numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()
-    dropped = len(interactions) - len(rows)
-    if dropped:
-        keep = np.zeros(len(interactions), bool)
-        keep[rows] = True
-        interactions = interactions.filter(pa.array(keep))
-    return interactions, dropped
+    keep = np.zeros(len(interactions), bool)
+    keep[numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()] = True
+    return keep
 
 
 def completed(table: pa.Table, key: str, found: pa.ChunkedArray, where: str) -> pa.Table:

@@ -2,18 +2,33 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
+from shortlist.components._batches import rows_of
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
+from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Source, Write, split_tables
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
-from shortlist.components._sources import Tables, digest, read_files
-from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, completed, conform, drop_duplicates
+from shortlist.components._sources import Tables, digest, read_files, renamed
+from shortlist.components._tables import (
+    INTERACTIONS,
+    ITEMS,
+    USERS,
+    batch_of,
+    completed,
+    conform,
+    duplicate_keys,
+    first_rows,
+    plain_head,
+)
 from shortlist.components.artifacts import Examples
 from shortlist.components.pipeline import Component
 from shortlist.components.simulator import parse_simulated, simulation_of
@@ -122,19 +137,43 @@ class ExampleGen(Component):
         return {setting: digest(path, setting) for setting, path in config.files.items()}
 
     def run(self, out: Path) -> None:
-        tables = read(self.config, out)
+        apart = self.engine.apart and self.config.kind == "parquet"
+        tables = (
+            read_files("parquet", self.config.files, self.config.columns, False) if apart else read(self.config, out)
+        )
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
-        interactions, dropped = drop_duplicates(conform(tables.interactions, INTERACTIONS, name))
-        written = {"interactions": interactions}
+        written = out / "interactions.parquet"
+        if apart:
+            dropped = self._interactions(self.config.files["source"], self.config.columns, name, written)
+        else:
+            dropped = self._interactions(tables.interactions, {}, name, written)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
-        for table, known, key, found in sides:
+        met = self.engine.run(out, *(Analyse(Rows(written, [key], True), FirstMet(key)) for _, _, key, _ in sides))
+        for (table, known, key, found), state in zip(sides, met, strict=True):
             path = getattr(self.config, table)
             where = path.name if path else f"the {table} of {name}"
-            content = interactions.select([key]).slice(0, 0) if found is None else found
-            written[table] = completed(conform(content, known, where), key, interactions[key], where)
-        for table, content in written.items():
-            pq.write_table(content, out / f"{table}.parquet")
-        self._describe(out, tables.about, len(interactions), dropped)
+            ids = FirstMet(key).result(state)
+            content = pa.table({key: ids.slice(0, 0)}) if found is None else found
+            pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{table}.parquet")
+        self._describe(out, tables.about, rows_of(written), dropped)
+
+    def _interactions(self, source: Source, columns: Mapping[str, str], name: str, out: Path) -> int:
+        """Writes the interactions of a source with these names of columns, and says how many it drops."""
+        heads = {}
+        if (theirs := columns.get("timestamp", "timestamp")) in _names(source):
+            found = map(
+                plain_head, (table[theirs] for table in Rows(source, [theirs]).batches(self.engine.config.batch))
+            )
+            heads["timestamp"] = next((head for head in found if head is not None), None)
+        self.engine.run(out.parent, Write(Rows(source, numbered=True), out, Conform(name, columns, heads)))
+        keys = duplicate_keys(pq.read_schema(out).names)
+        (buckets,) = self.engine.run(out.parent, Shuffle(Rows(out, keys, True), ("user", "item"), duplicate_rows))
+        dropped = np.sort(np.concatenate(buckets))
+        if len(dropped):
+            every = out.rename(out.with_suffix(".every"))
+            self.engine.run(out.parent, Write(Rows(every, numbered=True), out, Without(dropped)))
+            every.unlink()
+        return len(dropped)
 
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
@@ -142,6 +181,77 @@ class ExampleGen(Component):
         console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False, markup=False)
         console.print(f"          licence: {about['licence']}", style="dim", highlight=False, markup=False)
         console.print(f"          cite: {about['citation']}", style="dim", highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Conform:
+    """Checks a batch of interactions, with a column `ROW`, and gives it the types of `Examples`.
+
+    Args:
+      where: what they are called.
+      columns: our name of a column to its name there.
+      heads: see `batch_of`.
+    """
+
+    where: str
+    columns: Mapping[str, str]
+    heads: Mapping[str, Any]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        with batch_of(table[ROW][0].as_py() if len(table) else 0, self.heads):
+            return conform(renamed(table.drop_columns([ROW]), self.columns), INTERACTIONS, self.where)
+
+
+def duplicate_rows(table: pa.Table) -> np.ndarray:
+    """int64: the numbers of the rows, a column `ROW`, that repeat an earlier one."""
+    return table[ROW].to_numpy()[~first_rows(table)]
+
+
+@dataclass(frozen=True)
+class Without:
+    """Leaves rows out by their numbers, int64 in ascending order."""
+
+    rows: np.ndarray
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        inside = self.rows[slice(*np.searchsorted(self.rows, (table[ROW][0].as_py(), table[ROW][-1].as_py() + 1)))]
+        keep = np.ones(len(table), bool)
+        keep[inside - table[ROW][0].as_py()] = False
+        return table.drop_columns([ROW]).filter(pa.array(keep))
+
+
+@dataclass(frozen=True)
+class FirstMet:
+    """An analysis: the different values of a column, in the order of their first rows, by the column `ROW`."""
+
+    column: str
+
+    def start(self) -> list[pa.Table]:
+        return []
+
+    def add(self, state: list[pa.Table], table: pa.Table) -> list[pa.Table]:
+        return self.merge(state, [_first(pa.table({"value": table[self.column], "row": table[ROW]}))])
+
+    def merge(self, a: list[pa.Table], b: list[pa.Table]) -> list[pa.Table]:
+        state = [*a, *b]  # joined when the later ones have as many rows as the first, as `Counts` are
+        if sum(map(len, state[1:])) > max(len(state[0]) if state else 0, 2**16):
+            state = [_first(pa.concat_tables(state))]
+        return state
+
+    def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
+        return split_tables(state, "value", buckets)
+
+    def result(self, state: list[pa.Table]) -> pa.ChunkedArray:
+        return _first(pa.concat_tables(state)).sort_by("row")["value"]
+
+
+def _first(table: pa.Table) -> pa.Table:
+    found = table.group_by("value", use_threads=False).aggregate([("row", "min")])
+    return pa.table({"value": found["value"], "row": found["row_min"]})
+
+
+def _names(source: Source) -> list[str]:
+    return pq.read_schema(source).names if isinstance(source, Path) else source.column_names
 
 
 def read(config: DataConfig, scratch: Path) -> Tables:

@@ -13,6 +13,7 @@ import pydantic
 
 from shortlist import ShortlistError
 from shortlist.components._config import Config
+from shortlist.components._hashes import id_hashes, mix
 from shortlist.components.artifacts import Anomalies, Examples, Splits
 from shortlist.components.pipeline import Component
 
@@ -165,8 +166,8 @@ def split_rows(interactions: pa.Table, config: SplitConfig) -> dict[str, np.ndar
     user, user_hash, seen = _codes(interactions["user"])
     item, item_hash, _ = _codes(interactions["item"])
     time = interactions["timestamp"].fill_null(NO_TIME).to_numpy()
-    owner = _mix(user_hash ^ _mix(np.array([config.seed], np.uint64)))  # [U]
-    pair = _mix(owner[user] + item_hash[item])  # [N]
+    owner = mix(user_hash ^ mix(np.array([config.seed], np.uint64)))  # [U]
+    pair = mix(owner[user] + item_hash[item])  # [N]
     order = _sort(interactions, user, time, pair)
     user, time, pair = user[order], time[order], pair[order]
     size = np.bincount(user, minlength=seen)  # [U] rows of each user
@@ -174,7 +175,7 @@ def split_rows(interactions: pa.Table, config: SplitConfig) -> dict[str, np.ndar
     if config.strategy == "global_time":
         part = _by_time(time, _shares(len(time), config))
     elif config.strategy == "kfold":
-        fold = _mix(pair ^ _mix(time.astype(np.uint64))) % config.folds
+        fold = mix(pair ^ mix(time.astype(np.uint64))) % config.folds
         turn = (fold.astype(np.int64) - config.fold) % config.folds
         part = np.select([turn == 0, turn == 1], [TEST, VALIDATION], TRAIN)
     elif config.strategy == "strong":
@@ -229,25 +230,7 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, int]:
     rank = np.empty(len(ids), np.int64)
     rank[order] = np.arange(len(ids))
     codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks])
-    return rank[codes], _hash(ids.take(pa.array(order))), len(ids)
-
-
-def _hash(ids: pa.Array) -> np.ndarray:
-    """uint64 [U]: the sum over an id's UTF-8 bytes of a random number for (position, byte), the same everywhere."""
-    _, offsets, data = ids.cast(pa.large_binary()).buffers()
-    ends = np.frombuffer(offsets, np.int64)[: len(ids) + 1]
-    letters = np.frombuffer(data or b"", np.uint8)[: ends[-1]].astype(np.int64)
-    place = np.arange(len(letters)) - np.repeat(ends[:-1], np.diff(ends))
-    total = np.cumsum(np.append(np.uint64(0), _mix((place * 256 + letters).astype(np.uint64))))
-    return total[ends[1:]] - total[ends[:-1]]
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 step, a bijection of uint64. Source: Steele, Lea, Flood 2014."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return rank[codes], id_hashes(ids.take(pa.array(order))), len(ids)
 
 
 def _sort(interactions: pa.Table, user: np.ndarray, time: np.ndarray, pair: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import tomllib
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
 from shortlist.components._config import Config, nearest, parse, unknown
+from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.evaluator import TWO_STAGE, UNION, EvaluationConfig, Evaluator
@@ -58,12 +59,14 @@ class TwoStage(Config):
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
       warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
+      engine: where data work is done, which changes no result.
     """
 
     workdir: Path = Path("runs/demo")
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     refit: bool = False
     warm_start: Path | None = None
+    engine: EngineConfig = EngineConfig()
     data: DataConfig = DataConfig()
     schemas: SchemaConfig = SchemaConfig()
     validator: ValidatorConfig = ValidatorConfig()
@@ -116,7 +119,7 @@ def shortlist_only(config: TwoStage, shared: bool = False) -> Pipeline:
 
 def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, tuple[Node, Node], Node, Node, dict[str, Node]]:
     """The steps before the sources: what describes the data, its parts, these encoded, and the baselines."""
-    p = Pipeline(config.workdir, shared)
+    p = Pipeline(config.workdir, shared, engine_of(config.engine))
     examples = p.add(ExampleGen(config.data))
     statistics = p.add(StatisticsGen(), examples)
     schema = p.add(SchemaGen(config.schemas), statistics, examples)

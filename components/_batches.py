@@ -1,0 +1,121 @@
+"""Parquet in record batches: tables that are larger than memory are read and written a piece at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+BATCH = 2**19
+"""Rows that a pass over a table holds at a time."""
+BUCKET = 2**22
+"""Rows that are sorted in memory at a time; what has more is cut in buckets of users first."""
+GROUP = 2**16
+"""Rows of a row group of an encoded part."""
+
+
+def batches(
+    path: Path, columns: Sequence[str] | None = None, size: int | None = None, group: int | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a file, or of one of its row groups, in their order, at most `size` (`BATCH`) at a time; at least one
+    table, which may be empty."""
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
+        empty, groups = True, None if group is None else [group]
+        for batch in file.iter_batches(size or BATCH, row_groups=groups, columns=columns):
+            empty = False
+            yield pa.Table.from_batches([batch]).select(schema.names)
+        if empty:
+            yield schema.empty_table()
+
+
+def rows_of(path: Path) -> int:
+    """How many rows a file has."""
+    return pq.read_metadata(path).num_rows
+
+
+class Writer:
+    """Writes tables behind each other into one file, the schema of the first being that of all.
+
+    Args:
+      path: the file.
+      key: a column by which the rows come sorted, if no row group shall end where equal ones go on: of a part that is
+        sorted by user, each row group then holds whole users, about `group` rows.
+      group: rows of a row group.
+    """
+
+    def __init__(self, path: Path, key: str | None = None, group: int = BATCH):
+        self.path, self.key, self.group, self.rows = path, key, group, 0
+        self._file: pq.ParquetWriter | None = None
+        self._held: list[pa.Table] = []
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        if self._file is not None:
+            if failed is None and self._held:
+                self._write(self._joined())
+            self._file.close()
+
+    def write(self, table: pa.Table) -> None:
+        if self._file is None:
+            self._file = pq.ParquetWriter(self.path, table.schema)
+        self.rows += len(table)
+        self._held.append(table)
+        if sum(map(len, self._held)) < self.group:
+            return
+        table, start = self._joined(), 0
+        for stop in self._ends(table):
+            self._write(table.slice(start, stop - start))
+            start = stop
+        self._held = [table.slice(start)]
+
+    def _joined(self) -> pa.Table:
+        return self._held[0] if len(self._held) == 1 else pa.concat_tables(self._held)
+
+    def _ends(self, table: pa.Table) -> list[int]:
+        """Where row groups end in `table`, the rest of which waits for more."""
+        ends = np.arange(self.group, len(table) + 1, self.group)
+        if self.key is not None:
+            key = table[self.key].to_numpy()
+            changes = np.append(0, np.flatnonzero(key[1:] != key[:-1]) + 1)
+            ends = np.unique(changes[np.searchsorted(changes, ends, "right") - 1])
+        return [int(end) for end in ends if end]
+
+    def _write(self, table: pa.Table) -> None:
+        assert self._file is not None
+        self._file.write_table(table.combine_chunks(), row_group_size=max(len(table), 1))
+
+
+def write_batches(path: Path, tables: Iterable[pa.Table], **settings: Any) -> int:
+    """Writes all of `tables`, of which there must be one, into a file; how many rows they have."""
+    with Writer(path, **settings) as writer:
+        for table in tables:
+            writer.write(table)
+    return writer.rows
+
+
+def sort_by_key(path: Path, key: str, sizes: np.ndarray, tables: Callable[[], Iterable[pa.Table]]) -> None:
+    """Writes the rows of `tables()` sorted by a key of whole numbers, equal ones in their order.
+
+    As many passes as there are buckets of about `BUCKET` rows; nothing else is held.
+
+    Args:
+      path: the file to write.
+      key: the column.
+      sizes: int `[K]`, how many rows each key has.
+      tables: a new pass over the rows.
+    """
+    bucket = (np.cumsum(sizes) - sizes) // BUCKET
+    starts = np.append(np.flatnonzero(np.diff(bucket, prepend=-1)), len(sizes))
+    with Writer(path, key, GROUP) as writer:
+        for low, high in zip(starts, starts[1:], strict=False):
+            inside = pa.concat_tables(
+                table.filter(pc.and_(pc.greater_equal(table[key], low), pc.less(table[key], high)))
+                for table in tables()
+            )
+            writer.write(inside.take(pa.array(np.argsort(inside[key].to_numpy(), kind="stable"))))
