@@ -31,7 +31,7 @@ from shortlist.components._engine import Analyse, Each, Engine, EngineConfig, Jo
 
 INSTALL = "pip install 'shortlist[beam]'"
 DIRECT = ("DirectRunner", "SwitchingDirectRunner", "FnApiRunner")
-_REFUSED, _JOB = "refused", "job.pickle"
+_REFUSED, _JOB, _TASK = "refused", "job.pickle", "task"
 
 Piece = tuple[int, int | None, int]
 """A number, a row group of the source and its first row."""
@@ -77,6 +77,10 @@ class Beam(Engine):
             pq.write_table(job.rows.source, file, row_group_size=self.config.batch)
             job = dataclasses.replace(job, rows=dataclasses.replace(job.rows, source=file))
         theirs = dataclasses.replace(job, seen=None) if isinstance(job, Write) else job
+        if isinstance(job, Each):
+            theirs = dataclasses.replace(job, tasks=())
+            for number, task in enumerate(job.tasks):
+                (folder / f"{_TASK}-{number:012d}").write_bytes(pickle.dumps(task, protocol=5))
         (folder / _JOB).write_bytes(pickle.dumps(theirs, protocol=5))
         return job
 
@@ -340,9 +344,9 @@ def _bucket(folder: Path, grouped: tuple[int, Any]) -> None:
 
 
 def _task(folder: Path, number: int) -> None:
-    job = _job(folder)
+    task = pickle.loads((folder / f"{_TASK}-{number:012d}").read_bytes())
     with _refusals(folder, number):
-        _keep_result(folder, number, job.work(job.tasks[number]))
+        _keep_result(folder, number, _job(folder).work(task))
 
 
 # What is made of what they left.

@@ -171,7 +171,7 @@ Job = Analyse | Write | Shuffle | Each
 
 
 class Engine:
-    """This process. Fast for what fits one machine: nothing is moved, and Arrow and TensorFlow use its cores."""
+    """The process that asks. Fast for what fits one machine: nothing is moved, and Arrow and TensorFlow use its cores."""
 
     apart = False
     """Whether rows are read by other processes than this one."""

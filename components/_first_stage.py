@@ -68,8 +68,16 @@ def load_index(index: Index) -> Any:
     return tf.saved_model.load(str(index / "index"))
 
 
-def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig) -> "Shortlist":
+def build_shortlist(
+    data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig, catalogue: "Catalogue | None" = None
+) -> "Shortlist":
     """The first stage over `data`'s catalogue: the same object for candidates, evaluation and the served graph.
+
+    Args:
+      data: the encoded data.
+      sources: the indexes by name, in the order of the union.
+      config: of the first stage.
+      catalogue: what `describe_catalogue` says of them, for whoever shall not read all interactions again.
 
     Raises:
       ShortlistError: if a source was not made for this catalogue, or a quota names no source.
@@ -81,7 +89,7 @@ def build_shortlist(data: EncodedData, sources: Mapping[str, Index], config: Sho
         index.refuse_unless_made_from(data.artifact)
     loaded = {name: load_index(index) for name, index in sources.items()}
     vectors = {name: s.item_vectors().numpy() for name, s in loaded.items() if hasattr(s, "item_vectors")}
-    catalogue = describe_catalogue(data, config.recent_years)
+    catalogue = describe_catalogue(data, config.recent_years) if catalogue is None else catalogue
     quota = config.quotas(loaded)
     features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
     size = min(config.size, sum(quota.values()))

@@ -144,7 +144,7 @@ class ExampleGen(Component):
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
         written = out / "interactions.parquet"
         if apart:
-            dropped = self._interactions(self.config.files["source"], self.config.columns, name, written)
+            dropped = self._interactions(files["source"].absolute(), columns, name, written)
         else:
             dropped = self._interactions(tables.interactions, {}, name, written)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))

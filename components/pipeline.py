@@ -86,7 +86,8 @@ class Pipeline:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], shared: bool = False, engine: Engine | None = None):
-        self.workdir, self.shared, self.engine = Path(workdir), shared, engine or Engine()
+        self.shared, self.engine = shared, engine or Engine()
+        self.workdir = Path(workdir).absolute() if self.engine.apart else Path(workdir)
         self.steps: dict[str, _Step] = {}
         self.there: dict[str, Artifact] = {}
         self.ran: list[str] = []
