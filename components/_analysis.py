@@ -2,8 +2,8 @@
 
 Each has `start() → state`, `add(state, table) → state`, `merge(a, b) → state` and `result(state)`. A state is small
 beside the rows that it was made from and can be pickled; merging is associative, and the order of the parts does not
-matter for the result (for `Quantiles` past `exact` rows, not beyond its stated error). `add` and `merge` may use up the
-states that they are given. The local runner adds batch after batch (`analyse`), a cluster merges many.
+matter for what is fitted (for `Quantiles` past `exact` rows, not beyond its stated error). No state that is given is
+changed. The local runner adds batch after batch (`analyse`), a cluster merges many.
 """
 
 import itertools

@@ -1,5 +1,6 @@
 """Parquet in record batches: tables that are larger than memory are read and written a piece at a time."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ GROUP = 2**16
 
 
 def batches(
-    path: Path, columns: Sequence[str] | None = None, size: int | None = None, group: int | None = None
+    path: Path, columns: Sequence[str] | None = None, size: int = BATCH, group: int | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of a file, or of one of its row groups, in their order, at most `size` (`BATCH`) at a time; at least one
-    table, which may be empty."""
+    """The rows of a file, or of one of its row groups, in their order, at most `size` at a time; at least one table,
+    which may be empty."""
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
         empty, groups = True, None if group is None else [group]
-        for batch in file.iter_batches(size or BATCH, row_groups=groups, columns=columns):
+        for batch in file.iter_batches(size, row_groups=groups, columns=columns):
             empty = False
             yield pa.Table.from_batches([batch]).select(schema.names)
         if empty:
@@ -113,7 +114,7 @@ def sort_by_key(path: Path, key: str, sizes: np.ndarray, tables: Callable[[], It
     bucket = (np.cumsum(sizes) - sizes) // BUCKET
     starts = np.append(np.flatnonzero(np.diff(bucket, prepend=-1)), len(sizes))
     with Writer(path, key, GROUP) as writer:
-        for low, high in zip(starts, starts[1:], strict=False):
+        for low, high in itertools.pairwise(starts):
             inside = pa.concat_tables(
                 table.filter(pc.and_(pc.greater_equal(table[key], low), pc.less(table[key], high)))
                 for table in tables()

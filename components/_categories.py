@@ -9,14 +9,15 @@ import pyarrow.compute as pc
 OOV, FIRST_ID = 1, 2
 
 
-def vocabulary(ids: pa.ChunkedArray, min_count: int) -> pa.Array:
-    """The different values with at least `min_count` rows, by count, ties by a hash."""
-    counts = ids.value_counts()
-    names, number = counts.field("values"), counts.field("counts").to_numpy()
-    keep = number >= min_count
+def vocabulary(counts: pa.Table, min_count: int = 1, top: int | None = None) -> pa.Array:
+    """The values with at least `min_count` rows, by count, ties by a hash; of these the first `top`.
+
+    `counts` has the columns `value` and `count`, see `_analysis.Counts`.
+    """
+    counts = counts.filter(pc.greater_equal(counts["count"], min_count))
+    names, number = counts["value"].combine_chunks(), counts["count"].to_numpy()
     digests = np.array([hashlib.blake2b(n.encode(), digest_size=8).digest() for n in names.to_pylist()], "S8")
-    order = np.lexsort((digests, -number))
-    return names.take(order[keep[order]])
+    return names.take(pa.array(np.lexsort((digests, -number))[:top]))
 
 
 def lookup(ids: pa.ChunkedArray, values: pa.Array | pa.ChunkedArray, first: int) -> pa.Array:

@@ -1,25 +1,25 @@
 """Strings to table rows: vocabularies, bucket boundaries and quantiles, fitted on the training part only."""
 
-import json
 import shutil
+from collections.abc import Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
-from shortlist.components._categories import FIRST_ID, category, is_number, lookup, one_line, vocabulary, with_nan
+from shortlist.components._analysis import Together
+from shortlist.components._batches import GROUP, batches, sort_by_key
+from shortlist.components._categories import is_number
 from shortlist.components._config import Config
-from shortlist.components._request_columns import RequestColumns
-from shortlist.components.artifacts import NEW, Encoded, Splits
+from shortlist.components._engine import Analyse, Rows, Write
+from shortlist.components._fitted import fit, part_names
+from shortlist.components.artifacts import Encoded, Splits
 from shortlist.components.pipeline import Component
-
-_CATEGORY, _NUMBER = "category_", "number_"
 
 
 class TransformConfig(Config):
@@ -28,6 +28,7 @@ class TransformConfig(Config):
     Args:
       fit_on: "train", or "all" to fit on every part (for a model that is to be served, never for one to be measured).
       min_count: items with fewer rows are out of vocabulary.
+      top: of the others, the most frequent that are kept; None keeps all.
       year_buckets: number of buckets of the items' year, of equal share.
       quantiles: number of quantiles kept of a number that is to be normalized.
       categories: text columns of the items, and of the users where they have them too, that the ranker tells apart.
@@ -45,6 +46,7 @@ class TransformConfig(Config):
 
     fit_on: Literal["train", "all"] = "train"
     min_count: int = pydantic.Field(1, ge=1)
+    top: int | None = pydantic.Field(None, ge=1)
     year_buckets: int = pydantic.Field(20, ge=1, le=1000)
     quantiles: int = pydantic.Field(101, ge=2, le=10_001)
     categories: tuple[str, ...] = ("language", "channel")
@@ -100,6 +102,9 @@ class Transform(Component):
     magnitude of an id means anything. Row 0 is padding, row 1 is out of vocabulary. The same maps are Keras layers in
     the served graph: `shortlist.models._transform`. After `RefreshGen` the state is fitted as before, on what it was
     fitted on; items and users that are new get rows behind the others, and every item is described as it is now.
+
+    Interactions are read and written in record batches, once to fit and once to encode; what is held is the tables of
+    items and users, the vocabularies and the different texts that are searched for.
     """
 
     output = Encoded
@@ -114,145 +119,37 @@ class Transform(Component):
         Raises:
           ShortlistError: if no item is left in the vocabulary.
         """
-        parts = {name: pq.read_table(splits / f"{name}.parquet") for name in splits.names}
-        info = splits.read_json("splits.json")
-        fitted = pa.concat_tables(parts.values()) if self.config.fit_on == "all" else parts["train"]
-        items, users = vocabulary(fitted["item"], self.config.min_count), vocabulary(fitted["user"], 1)
-        refreshed = (splits / f"{NEW}.parquet").exists()
-        if refreshed:
-            parts[NEW] = pq.read_table(splits / f"{NEW}.parquet")
-        if not len(items):
-            raise ShortlistError(
-                f"`transform.min_count` leaves no item: none of the {fitted.num_rows:,} training rows' items has that "
-                f"many rows. Lower it. Received: min_count={self.config.min_count}."
-            )
-        catalogue = _take_by_id(pq.read_table(splits / f"{'fitted_' if refreshed else ''}items.parquet"), "item", items)
-        genre_lists = catalogue["genres"].combine_chunks()
-        genres = pa.array(sorted(set(genre_lists.flatten().to_pylist())), pa.string())
-        categories, numbers = self.config.columns(catalogue.schema)
-        values = {name: vocabulary(one_line(catalogue[name]).drop_null(), 1) for name in categories}
-        values = {name: vocabulary for name, vocabulary in values.items() if len(vocabulary)}
-        years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
-        known_years = years[years > 0]
-        user_table = pq.read_table(splits / "users.parquet").sort_by("user")
-        shared = {name: v for name, v in values.items() if name in user_table.column_names}
-        request = RequestColumns(self.config, fitted, user_table, shared)
-        searches = request.write(out, parts)
-        listed: Any = np.ones(len(items), bool)
-        if refreshed:
-            today = pq.read_table(splits / "items.parquet")
-            items = _behind(items, today["item"].filter(today["listed"]))
-            users = _behind(users, parts[NEW]["user"])
-            catalogue = _take_by_id(today, "item", items)
-            listed, genre_lists = catalogue["listed"], _known(catalogue["genres"], genres)
-            years = catalogue["year"].fill_null(0).to_numpy().astype(np.int16)
-
-        for name, part in parts.items():
-            encoded = pa.table(
-                {
-                    "user_key": lookup(part["user"], user_table["user"], 0),
-                    "user": lookup(part["user"], users, FIRST_ID),
-                    "item": lookup(part["item"], items, FIRST_ID),
-                    "timestamp": part["timestamp"],
-                    "rating": with_nan(part["rating"]),
-                    "watch_time": with_nan(part["watch_time"]),
-                    "positive": _positive(part, info["positive_threshold"]),
-                    "watched": pc.equal(part["event"], "watch"),
-                    **request.of_rows(part, searches),
-                }
-            )
-            order = np.argsort(encoded["user_key"].to_numpy(), kind="stable")  # the splits' order within a user is kept
-            pq.write_table(encoded.take(order), out / f"{name}.parquet")
-
-        reserved = pa.nulls(FIRST_ID, pa.string()).fill_null("")
-        rows = pa.table(
-            {
-                "id": pa.concat_arrays([reserved, items]),
-                "title": pa.concat_arrays([reserved, catalogue["title"].fill_null("").combine_chunks()]),
-                "year": np.concatenate([np.zeros(FIRST_ID, np.int16), years]),
-                "added": _reserved(_added(catalogue), 0),
-                "genres": pa.concat_arrays(
-                    [pa.array([[]] * FIRST_ID, pa.list_(pa.int32())), _lookup_lists(genre_lists, genres)]
-                ),
-                **{_CATEGORY + n: _reserved(category(one_line(catalogue[n]), v), 0) for n, v in values.items()},
-                **{_NUMBER + n: _reserved(with_nan(catalogue[n]), np.nan) for n in numbers},
-                "listed": _reserved(listed, False),
-            }
-        )
-        pq.write_table(rows, out / "items.parquet")
-        own = {"id": user_table["user"], "user": lookup(user_table["user"], users, FIRST_ID)}
-        pq.write_table(pa.table({**own, **request.of_users(user_table)}), out / "users.parquet")
-        named = {_CATEGORY + name: v for name, v in values.items()}
-        for name, lines in {"items": items, "users": users, "genres": genres, **named}.items():
-            (out / f"{name}.txt").write_text("".join(f"{value}\n" for value in lines.to_pylist()), "utf-8")
-        times = fitted["timestamp"].drop_null().to_numpy()
-        share = np.linspace(0, 1, self.config.quantiles)
-        state = {
-            "fitted_on": self.config.fit_on,
-            "items": len(items),
-            "users": len(users),
-            "genres": genres.to_pylist(),
-            "categories": list(values),
-            "shared_categories": list(shared),
-            "numbers": numbers,
-            "request": request.state,
-            "time_zone": self.config.time_zone,
-            "positive_threshold": info["positive_threshold"],
-            "time": {"min": int(times.min()), "max": int(times.max())} if len(times) else None,
-            "time_quantiles": np.quantile(times, share).tolist() if len(times) else None,
-            "year_boundaries": _boundaries(known_years, self.config.year_buckets),
-        }
-        (out / "state.json").write_text(json.dumps(state, indent=2))
+        fitted = fit(self.config, splits, partial(self._analysed, splits, out))
+        parts = {out / f"{name}.parquet": splits / f"{name}.parquet" for name in part_names(splits)}
+        orders = {path: _Order(len(fitted.encoder.users)) for path in parts}
+        settings = {"key": "user_key", "group": GROUP}
+        encode = (Write(Rows(of), path, fitted.encoder, settings, orders[path]) for path, of in parts.items())
+        self.engine.run(out, *encode)
+        for path, order in orders.items():
+            if not order.kept:  # such as after a ContextSplitter, which renames users
+                unordered = path.rename(path.with_suffix(".unordered"))
+                sort_by_key(path, "user_key", order.sizes, partial(batches, unordered))
+                unordered.unlink()
+        fitted.write(out)
         for name in ("splits.json", "source.json"):
             shutil.copy(splits / name, out / name)
 
-
-def _added(catalogue: pa.Table) -> np.ndarray:
-    """Seconds since 1970, 0 where the items don't say."""
-    if "added" not in catalogue.column_names:
-        return np.zeros(len(catalogue), np.int64)
-    return catalogue["added"].fill_null(0).to_numpy()
-
-
-def _lookup_lists(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
-    lists = pc.fill_null(lists, pa.scalar([], lists.type))
-    return pa.ListArray.from_arrays(lists.offsets, lookup(pa.chunked_array([lists.values]), values, FIRST_ID))
+    def _analysed(self, splits: Splits, out: Path, analysis: Together, parts: Sequence[str]) -> dict[str, Any]:
+        """The results of an analysis of some parts."""
+        columns = list(analysis.parts)
+        jobs = (Analyse(Rows(splits / f"{name}.parquet", columns), analysis) for name in parts)
+        return analysis.result(reduce(analysis.merge, self.engine.run(out, *jobs)))
 
 
-def _behind(known: pa.Array, ids: pa.ChunkedArray) -> pa.Array:
-    """The known ids, and behind them the others in their order."""
-    ids = pc.unique(ids)
-    return pa.concat_arrays([known, ids.filter(pc.invert(pc.is_in(ids, value_set=known)))])
+class _Order:
+    """Looks at batches of encoded rows that follow each other: whether users come in order, and `sizes`, the rows of
+    each."""
 
+    def __init__(self, users: int):
+        self.sizes, self.kept, self._last = np.zeros(users, np.int64), True, 0
 
-def _known(lists: pa.ChunkedArray, values: pa.Array) -> pa.ListArray:
-    """Lists of values without those that are not among `values`."""
-    lists = pc.fill_null(lists.combine_chunks(), pa.scalar([], lists.type))
-    flat, of = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
-    there = pc.is_in(flat, value_set=values)
-    counts = np.bincount(of[there.to_numpy(zero_copy_only=False)], minlength=len(lists))
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32()), flat.filter(there))
-
-
-def _take_by_id(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
-    return table.take(pc.index_in(ids, value_set=table[column].combine_chunks()))
-
-
-def _reserved(values: Any, fill: float) -> np.ndarray:
-    """The values, behind those of the reserved rows."""
-    values = np.asarray(values)
-    return np.concatenate([np.full(FIRST_ID, fill, values.dtype), values])
-
-
-def _positive(part: pa.Table, threshold: float | None) -> pa.ChunkedArray:
-    watched = pc.equal(part["event"], "watch")
-    if threshold is None:
-        return watched
-    lowest = pa.scalar(threshold, pa.float32())  # as the ratings are: 0.7 as float32 lies below 0.7 as float64
-    return pc.and_(watched, pc.greater_equal(part["rating"], lowest).fill_null(False))
-
-
-def _boundaries(values: np.ndarray, buckets: int) -> list[float]:
-    if not len(values):
-        return []
-    return np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1])).tolist()
+    def __call__(self, encoded: pa.Table) -> None:
+        keys = encoded["user_key"].to_numpy()
+        self.sizes += np.bincount(keys, minlength=len(self.sizes))
+        self.kept &= bool((np.diff(keys, prepend=self._last) >= 0).all())
+        self._last = keys[-1] if len(keys) else self._last
