@@ -33,8 +33,8 @@ INSTALL = "pip install 'shortlist[beam]'"
 DIRECT = ("DirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 _REFUSED, _JOB, _TASK = "refused", "job.pickle", "task"
 
-Piece = tuple[int, int | None, int]
-"""A number, a row group of the source and its first row."""
+Piece = tuple[int, int, int | None, int]
+"""A number, that of a table, a row group of its file and the first row of that."""
 
 
 class Beam(Engine):
@@ -72,10 +72,10 @@ class Beam(Engine):
     def _prepared(self, job: Job, folder: Path) -> Job:
         """The job with a source that workers can read, written down for them."""
         folder.mkdir()
-        if not isinstance(job, Each) and not isinstance(job.rows.source, Path):
-            file = folder / "source.parquet"
-            pq.write_table(job.rows.source, file, row_group_size=self.config.batch)
-            job = dataclasses.replace(job, rows=dataclasses.replace(job.rows, source=file))
+        if isinstance(job, Analyse):
+            job = dataclasses.replace(job, tables=[self._file(rows, folder, n) for n, rows in enumerate(job.tables)])
+        elif not isinstance(job, Each):
+            job = dataclasses.replace(job, rows=self._file(job.rows, folder))
         theirs = dataclasses.replace(job, seen=None) if isinstance(job, Write) else job
         if isinstance(job, Each):
             theirs = dataclasses.replace(job, tasks=())
@@ -83,6 +83,13 @@ class Beam(Engine):
                 (folder / f"{_TASK}-{number:012d}").write_bytes(pickle.dumps(task, protocol=5))
         (folder / _JOB).write_bytes(pickle.dumps(theirs, protocol=5))
         return job
+
+    def _file(self, rows: Rows, folder: Path, number: int = 0) -> Rows:
+        if isinstance(rows.source, Path):
+            return dataclasses.replace(rows, source=rows.source.absolute())
+        file = folder / f"source-{number}.parquet"
+        pq.write_table(rows.source, file, row_group_size=self.config.batch)
+        return dataclasses.replace(rows, source=file)
 
     def _pipeline(self) -> Any:
         import apache_beam
@@ -182,15 +189,18 @@ def _last_line(error: BaseException) -> str:
 # What is added to a pipeline for a job. `folder` is that of the job.
 
 
-def _pieces(pipeline: Any, rows: Rows, label: str) -> Any:
-    assert isinstance(rows.source, Path)
-    about = pq.read_metadata(rows.source)
+def _pieces(pipeline: Any, tables: Sequence[Rows], label: str) -> Any:
     pieces: list[Piece] = []
-    start = 0
-    for group in range(about.num_row_groups):
-        pieces.append((group, group, start))
-        start += about.row_group(group).num_rows
-    return _spread(pipeline, pieces or [(0, None, 0)], label)
+    for at, rows in enumerate(tables):
+        assert isinstance(rows.source, Path)
+        about = pq.read_metadata(rows.source)
+        start = 0
+        for group in range(about.num_row_groups):
+            pieces.append((len(pieces), at, group, start))
+            start += about.row_group(group).num_rows
+        if not about.num_row_groups:
+            pieces.append((len(pieces), at, None, 0))
+    return _spread(pipeline, pieces, label)
 
 
 def _spread(pipeline: Any, things: Sequence[Any], label: str) -> Any:
@@ -217,8 +227,8 @@ def _add_analyse(pipeline: Any, job: Analyse, folder: Path, size: int) -> None:
         def extract_output(self, accumulator: Any) -> Any:
             return accumulator
 
-    buckets = max(1, len(job.rows) // (Shuffle.BATCHES * size))
-    states = _pieces(pipeline, job.rows, folder.name) | f"{folder.name} analyse" >> beam.FlatMap(
+    buckets = max(1, sum(map(len, job.tables)) // (Shuffle.BATCHES * size))
+    states = _pieces(pipeline, job.tables, folder.name) | f"{folder.name} analyse" >> beam.FlatMap(
         functools.partial(_states, folder, size, buckets)
     )
     merged = states | f"{folder.name} merge" >> beam.CombinePerKey(Merge())
@@ -229,14 +239,14 @@ def _add_write(pipeline: Any, job: Write, folder: Path, size: int) -> None:
     import apache_beam as beam
 
     work = functools.partial(_write_shard, folder, size)
-    _ = _pieces(pipeline, job.rows, folder.name) | f"{folder.name} write" >> beam.Map(work)
+    _ = _pieces(pipeline, [job.rows], folder.name) | f"{folder.name} write" >> beam.Map(work)
 
 
 def _add_shuffle(pipeline: Any, job: Shuffle, folder: Path, size: int) -> None:
     import apache_beam as beam
 
     cut = functools.partial(_cut, folder, size)
-    parts = _pieces(pipeline, job.rows, folder.name) | f"{folder.name} cut" >> beam.FlatMap(cut)
+    parts = _pieces(pipeline, [job.rows], folder.name) | f"{folder.name} cut" >> beam.FlatMap(cut)
     grouped = parts | f"{folder.name} group" >> beam.GroupByKey()
     _ = grouped | f"{folder.name} work" >> beam.Map(functools.partial(_bucket, folder))
 
@@ -282,9 +292,9 @@ def _keep_result(folder: Path, number: int, value: Any) -> None:
 def _states(folder: Path, size: int, buckets: int, piece: Piece) -> Iterator[tuple[tuple[str, int], tuple[str, Any]]]:
     """The states of each analysis after a piece, cut in buckets where it can be: `((name, bucket), (name, state))`."""
     job = _job(folder)
-    number, group, start = piece
+    number, at, group, start = piece
     with _refusals(folder, number):
-        state = analyse(job.analysis, job.rows.batches(size, group, start))
+        state = analyse(job.analysis, job.tables[at].batches(size, group, start))
         for name, part in _parts(job.analysis).items():
             own = state[name] if name else state
             cut = part.split(own, buckets) if buckets > 1 and hasattr(part, "split") else [own]
@@ -303,13 +313,15 @@ def _merged(folder: Path, a: Any, b: Any) -> Any:
 
 def _keep(folder: Path, merged: tuple[tuple[str, int], tuple[str, Any]]) -> None:
     (name, bucket), (_, state) = merged
-    names = list(_parts(_job(folder).analysis))
-    _keep_result(folder, bucket * len(names) + names.index(name), (name, state))
+    parts = _parts(_job(folder).analysis)
+    part = parts[name]
+    left = part.reduce(state) if hasattr(part, "reduce") else part.result(state)
+    _keep_result(folder, bucket * len(parts) + list(parts).index(name), (name, left))
 
 
 def _write_shard(folder: Path, size: int, piece: Piece) -> None:
     job = _job(folder)
-    number, group, start = piece
+    number, _, group, start = piece
     with _refusals(folder, number):
         tables = map(job.function, job.rows.batches(size, group, start))
         first = next(tables)
@@ -320,7 +332,7 @@ def _write_shard(folder: Path, size: int, piece: Piece) -> None:
 
 def _cut(folder: Path, size: int, piece: Piece) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
     job = _job(folder)
-    number, group, start = piece
+    number, _, group, start = piece
     with _refusals(folder, number):
         for place, table in enumerate(job.rows.batches(size, group, start)):
             for bucket, part in job.cut(table, size):
@@ -357,11 +369,12 @@ def _results(folder: Path) -> list[Any]:
 
 
 def _collect_analyse(job: Analyse, folder: Path, size: int) -> Any:
+    left: dict[str, list[Any]] = {}
+    for name, value in _results(folder):
+        left.setdefault(name, []).append(value)
     parts = _parts(job.analysis)
-    states = {name: part.start() for name, part in parts.items()}
-    for name, state in _results(folder):
-        states[name] = parts[name].merge(states[name], state)
-    return states if isinstance(job.analysis, Together) else states[""]
+    found = {name: part.join(left[name]) if hasattr(part, "join") else left[name][0] for name, part in parts.items()}
+    return found if isinstance(job.analysis, Together) else found[""]
 
 
 def _collect_write(job: Write, folder: Path, size: int) -> int:

@@ -5,6 +5,9 @@ here: `Analyse`, `Write`, `Shuffle` and `Each`. What they call (analyses, functi
 same of the same however often and wherever it is called.
 """
 
+import contextlib
+import itertools
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +20,7 @@ import pydantic
 from shortlist.components._analysis import Analysis, analyse
 from shortlist.components._batches import BATCH, batches, rows_of, write_batches
 from shortlist.components._config import Config
-from shortlist.components._hashes import row_hashes
+from shortlist.components._hashes import cut
 
 Source = Path | pa.Table
 """A Parquet file, or a table that is in memory."""
@@ -84,13 +87,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Analyse:
-    """The state of an analysis after all rows."""
+    """The result of an analysis of some tables together."""
 
-    rows: Rows
     analysis: Analysis[Any]
+    tables: Sequence[Rows]
 
-    def here(self, size: int) -> Any:
-        return analyse(self.analysis, self.rows.batches(size))
+    def here(self, size: int, folder: Path) -> Any:
+        batches = itertools.chain.from_iterable(rows.batches(size) for rows in self.tables)
+        return self.analysis.result(analyse(self.analysis, batches))
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Write:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seen: Callable[[pa.Table], object] = field(default=lambda table: None)
 
-    def here(self, size: int) -> int:
+    def here(self, size: int, folder: Path) -> int:
         return self.put_together(map(self.function, self.rows.batches(size)), size)
 
     def put_together(self, tables: Iterable[pa.Table], size: int) -> int:
@@ -140,12 +144,19 @@ class Shuffle:
 
     BATCHES = 4
 
-    def here(self, size: int) -> list[Any]:
-        return [self.work(self._bucket(number, size)) for number in range(self.buckets(size))]
-
-    def _bucket(self, number: int, size: int) -> pa.Table:
-        cut = (part for table in self.rows.batches(size) for part in self.cut(table, size))
-        return pa.concat_tables(table for bucket, table in cut if bucket == number)
+    def here(self, size: int, folder: Path) -> list[Any]:
+        if self.buckets(size) == 1:
+            return [self.work(pa.concat_tables(self.rows.batches(size)))]
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".shuffle-") as place, contextlib.ExitStack() as open_:
+            files = [Path(place) / str(number) for number in range(self.buckets(size))]
+            writers: dict[int, Any] = {}
+            for table in self.rows.batches(size):
+                for number, part in self.cut(table, size):
+                    if number not in writers:
+                        writers[number] = open_.enter_context(pa.ipc.new_file(str(files[number]), part.schema))
+                    writers[number].write_table(part)
+            open_.close()
+            return [self.work(pa.ipc.open_file(str(file)).read_all()) for file in files]
 
     def buckets(self, size: int) -> int:
         """How many there are."""
@@ -153,7 +164,7 @@ class Shuffle:
 
     def cut(self, table: pa.Table, size: int) -> Iterator[tuple[int, pa.Table]]:
         """A batch's part of every bucket."""
-        return _cut(table, self.keys, self.buckets(size))
+        return cut(table, self.keys, self.buckets(size))
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ class Each:
     tasks: Sequence[Any]
     work: Callable[[Any], Any]
 
-    def here(self, size: int) -> list[Any]:
+    def here(self, size: int, folder: Path) -> list[Any]:
         return [self.work(task) for task in self.tasks]
 
 
@@ -171,7 +182,7 @@ Job = Analyse | Write | Shuffle | Each
 
 
 class Engine:
-    """The process that asks. Fast for what fits one machine: nothing is moved, and Arrow and TensorFlow use its cores."""
+    """The process that asks. Fast for what fits one machine: nothing is moved; Arrow and TensorFlow use its cores."""
 
     apart = False
     """Whether rows are read by other processes than this one."""
@@ -189,27 +200,7 @@ class Engine:
         Raises:
           ShortlistError: whatever a job refuses.
         """
-        return [job.here(self.config.batch) for job in jobs]
-
-
-def split_tables(tables: Sequence[pa.Table], key: str, buckets: int) -> list[list[pa.Table]]:
-    """The rows of each table in as many buckets, those with the same key in the same one."""
-    found: list[list[pa.Table]] = [[] for _ in range(buckets)]
-    for table in tables:
-        for number, part in _cut(table, [key], buckets):
-            found[number].append(part)
-    return found
-
-
-def _cut(table: pa.Table, keys: Sequence[str], buckets: int) -> Iterator[tuple[int, pa.Table]]:
-    if buckets == 1:
-        yield 0, table
-        return
-    bucket = (row_hashes(table, keys) % np.uint64(buckets)).astype(np.int64)
-    order = np.argsort(bucket, kind="stable")
-    ends = np.cumsum(np.bincount(bucket, minlength=buckets))
-    for number, (first, end) in enumerate(zip(np.append(0, ends), ends, strict=False)):
-        yield number, table.take(pa.array(order[first:end]))
+        return [job.here(self.config.batch, folder) for job in jobs]
 
 
 def engine_of(config: EngineConfig) -> Engine:

@@ -1,6 +1,6 @@
 """Hashes of ids and rows that are the same on every machine, whole columns at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -44,3 +44,24 @@ def _value_hashes(values: pa.ChunkedArray) -> np.ndarray:
     known = values.combine_chunks().cast(pa.string()).dictionary_encode("encode")
     of = np.append(id_hashes(known.dictionary.fill_null("")), np.uint64(0))
     return of[known.indices.fill_null(len(of) - 1).to_numpy()]
+
+
+def cut(table: pa.Table, keys: Sequence[str], buckets: int) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of every bucket, in their order; those with the same keys are in the same one."""
+    if buckets == 1:
+        yield 0, table
+        return
+    bucket = (row_hashes(table, keys) % np.uint64(buckets)).astype(np.int64)
+    order = np.argsort(bucket, kind="stable")
+    ends = np.cumsum(np.bincount(bucket, minlength=buckets))
+    for number, (first, end) in enumerate(zip(np.append(0, ends), ends, strict=False)):
+        yield number, table.take(pa.array(order[first:end]))
+
+
+def split_tables(tables: Sequence[pa.Table], key: str, buckets: int) -> list[list[pa.Table]]:
+    """The same of some tables: a list a bucket."""
+    found: list[list[pa.Table]] = [[] for _ in range(buckets)]
+    for table in tables:
+        for number, part in cut(table, [key], buckets):
+            found[number].append(part)
+    return found

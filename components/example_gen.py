@@ -1,7 +1,7 @@
 """ExampleGen: any source of interactions, as three Parquet tables with fixed types."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import pydantic
 from shortlist.components._batches import rows_of
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
-from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Source, Write, split_tables
+from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Source, Write
+from shortlist.components._hashes import split_tables
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
 from shortlist.components._sources import Tables, digest, read_files, renamed
@@ -138,21 +139,18 @@ class ExampleGen(Component):
 
     def run(self, out: Path) -> None:
         apart = self.engine.apart and self.config.kind == "parquet"
-        tables = (
-            read_files("parquet", self.config.files, self.config.columns, False) if apart else read(self.config, out)
-        )
+        files, columns = self.config.files, self.config.columns
+        tables = read_files("parquet", files, columns, rows=False) if apart else read(self.config, out)
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
         written = out / "interactions.parquet"
-        if apart:
-            dropped = self._interactions(files["source"].absolute(), columns, name, written)
-        else:
-            dropped = self._interactions(tables.interactions, {}, name, written)
+        source, named = (files["source"].absolute(), columns) if apart else (tables.interactions, {})
+        dropped = self._interactions(source, named, name, written)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
-        met = self.engine.run(out, *(Analyse(Rows(written, [key], True), FirstMet(key)) for _, _, key, _ in sides))
-        for (table, known, key, found), state in zip(sides, met, strict=True):
+        met = self.engine.run(out, *(Analyse(FirstMet(key), [Rows(written, [key], True)]) for _, _, key, _ in sides))
+        for (table, known, key, found), first in zip(sides, met, strict=True):
             path = getattr(self.config, table)
             where = path.name if path else f"the {table} of {name}"
-            ids = FirstMet(key).result(state)
+            ids = first["value"]
             content = pa.table({key: ids.slice(0, 0)}) if found is None else found
             pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{table}.parquet")
         self._describe(out, tables.about, rows_of(written), dropped)
@@ -161,9 +159,7 @@ class ExampleGen(Component):
         """Writes the interactions of a source with these names of columns, and says how many it drops."""
         heads = {}
         if (theirs := columns.get("timestamp", "timestamp")) in _names(source):
-            found = map(
-                plain_head, (table[theirs] for table in Rows(source, [theirs]).batches(self.engine.config.batch))
-            )
+            found = (plain_head(table[theirs]) for table in Rows(source, [theirs]).batches(self.engine.config.batch))
             heads["timestamp"] = next((head for head in found if head is not None), None)
         self.engine.run(out.parent, Write(Rows(source, numbered=True), out, Conform(name, columns, heads)))
         keys = duplicate_keys(pq.read_schema(out).names)
@@ -222,7 +218,10 @@ class Without:
 
 @dataclass(frozen=True)
 class FirstMet:
-    """An analysis: the different values of a column, in the order of their first rows, by the column `ROW`."""
+    """An analysis: columns `value` and `row`, the different values of a column and the first row of each, in its order.
+
+    Rows are numbered by the column `ROW`.
+    """
 
     column: str
 
@@ -241,8 +240,14 @@ class FirstMet:
     def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
         return split_tables(state, "value", buckets)
 
-    def result(self, state: list[pa.Table]) -> pa.ChunkedArray:
-        return _first(pa.concat_tables(state)).sort_by("row")["value"]
+    def reduce(self, state: list[pa.Table]) -> pa.Table:
+        return self.result(state)
+
+    def join(self, reduced: Sequence[pa.Table]) -> pa.Table:
+        return pa.concat_tables(reduced).sort_by("row")
+
+    def result(self, state: list[pa.Table]) -> pa.Table:
+        return _first(pa.concat_tables(state)).sort_by("row")
 
 
 def _first(table: pa.Table) -> pa.Table:

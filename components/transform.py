@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -137,8 +137,8 @@ class Transform(Component):
     def _analysed(self, splits: Splits, out: Path, analysis: Together, parts: Sequence[str]) -> dict[str, Any]:
         """The results of an analysis of some parts."""
         columns = list(analysis.parts)
-        jobs = (Analyse(Rows(splits / f"{name}.parquet", columns), analysis) for name in parts)
-        return analysis.result(reduce(analysis.merge, self.engine.run(out, *jobs)))
+        tables = [Rows(splits / f"{name}.parquet", columns) for name in parts]
+        return self.engine.run(out, Analyse(analysis, tables))[0]
 
 
 class _Order:
