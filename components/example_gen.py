@@ -210,9 +210,10 @@ class Without:
     rows: np.ndarray
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        inside = self.rows[slice(*np.searchsorted(self.rows, (table[ROW][0].as_py(), table[ROW][-1].as_py() + 1)))]
+        first = table[ROW][0].as_py() if len(table) else 0
+        low, high = np.searchsorted(self.rows, (first, first + len(table)))
         keep = np.ones(len(table), bool)
-        keep[inside - table[ROW][0].as_py()] = False
+        keep[self.rows[low:high] - first] = False
         return table.drop_columns([ROW]).filter(pa.array(keep))
 
 

@@ -1,3 +1,4 @@
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from data_cases import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.components._column_statistics import SHARES
+from shortlist.components._column_statistics import SHARES, Moments, moments
 from shortlist.components._engine import Engine
 from shortlist.components.example_gen import DataConfig, ExampleGen
 from shortlist.components.pipeline import Pipeline
@@ -104,6 +105,19 @@ def test_a_log_without_timestamps_has_no_ties():
     found = matrix(pa.table({"user": ["u"], "item": ["i"], "timestamp": pa.nulls(1, pa.int64())}))
     assert found["tied"] is None
     assert found["first_timestamp"] is None
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30), st.integers(0, 30))
+def test_moments_are_those_of_fractions_however_the_numbers_are_cut(values, cut):
+    """A sum in floating point depends on its order, and its squares can be past what it holds."""
+    parts = [moments(np.array(part)) for part in (values[:cut], values[cut:]) if part]
+    found = sum(parts, Moments())
+    exact = [Fraction(v) for v in values]
+    mean = sum(exact) / len(exact)
+    variance = sum((v - mean) ** 2 for v in exact) / len(exact)
+    assert found.mean == float(mean)
+    assert abs(Fraction(found.standard_deviation) ** 2 - variance) <= variance / 10**14 + Fraction(1, 2**2000)
+    assert found == moments(np.array(values[::-1]))
 
 
 @pytest.mark.parametrize(
