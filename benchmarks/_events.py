@@ -1,10 +1,10 @@
 """A log of a service that does not exist, of any size, written as it is made: `python benchmarks/_events.py N FOLDER`.
 
-Power laws: of U = N / 50 users and I = 20 √N items, the share of the r most active users is (r / U)^½, and of the r most
-popular items (r / I)^0.4. Sessions: a user comes for a while, 8 events in the mean, half a minute to some minutes apart,
-and stays mostly with one genre; a few genres are each user's own. Drift: the catalogue grows from 40 % of the items to
-all, the log begins with few of its users, and a third of what is watched is among the newest items. Rows are ordered by
-time, as a service writes them.
+Power laws: of U = N / 50 users and I = 20 √N items, the share of the r most active users is (r / U)^½, and of the r
+most popular items (r / I)^0.4. Sessions: a user comes for a while, 8 events in the mean, half a minute to some minutes
+apart, and stays mostly with one genre; a few genres are each user's own. Drift: the catalogue grows from 40 % of the
+items to all, the log begins with few of its users, and a third of what is watched is among the newest items. Rows are
+ordered by time, as a service writes them.
 """
 
 import os

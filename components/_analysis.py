@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from shortlist.components._categories import one_line
-from shortlist.components._hashes import split_tables
+from shortlist.components._hashing import split_tables
 
 S = TypeVar("S")
 EXACT = 2**24
@@ -121,8 +121,10 @@ def count(values: pa.ChunkedArray) -> pa.Table:
 def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
     if len(tables) == 1:
         return tables[0]
-    table = pa.concat_tables(tables).group_by("value", use_threads=False).aggregate([("count", "sum")])
-    return pa.table({"value": table["value"].combine_chunks(), "count": table["count_sum"].combine_chunks()})
+    table = pa.concat_tables(tables)
+    values = table["value"].combine_chunks().dictionary_encode()  # in the order of their first rows
+    total = np.bincount(values.indices.to_numpy(), table["count"].to_numpy(), len(values.dictionary))
+    return pa.table({"value": values.dictionary, "count": total.astype(np.int64)})
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
 BATCH = 2**19
@@ -120,3 +121,62 @@ def sort_by_key(path: Path, key: str, sizes: np.ndarray, tables: Callable[[], It
                 for table in tables()
             )
             writer.write(inside.take(pa.array(np.argsort(inside[key].to_numpy(), kind="stable"))))
+
+
+def scattered(tables: Iterable[pa.Table], folder: Path, column: str, firsts: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows by the range that an id falls in, a table a range, through files that are gone when they are read.
+
+    Args:
+      tables: the rows; within a range they keep their order.
+      folder: for the files.
+      column: of the id, text.
+      firsts: the id that each range begins with, ascending; what comes before the second is in the first.
+    """
+    folder.mkdir()
+    paths = [folder / f"{n}.arrow" for n in range(len(firsts))]
+    writers: list[pa.RecordBatchFileWriter] = []
+    for table in tables:
+        if not writers:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            writers = [pa.ipc.new_file(path, table.schema, options=options) for path in paths]
+        ids = table[column].combine_chunks().dictionary_encode()
+        of_id = np.zeros(len(ids.dictionary), np.uint16)
+        for first in firsts[1:]:
+            of_id += pc.greater_equal(ids.dictionary, first).to_numpy(zero_copy_only=False)
+        bucket = of_id[ids.indices.to_numpy()]
+        table = table.combine_chunks().take(pa.array(np.argsort(bucket, kind="stable")))
+        stop = np.cumsum(np.bincount(bucket, minlength=len(firsts)))
+        for writer, low, high in zip(writers, np.append(0, stop), stop, strict=False):
+            if high > low:
+                writer.write_table(table.slice(low, high - low))
+    for writer in writers:
+        writer.close()
+    for path in paths:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            table = reader.read_all()
+        path.unlink()
+        yield table
+    folder.rmdir()
+
+
+def smallest(numbers: Callable[[], Iterable[np.ndarray]], ranks: Iterable[int]) -> list[int]:
+    """The numbers of these ranks, from 0, in ascending order, exactly: found in some passes over int64 arrays.
+
+    Each pass counts in 65,536 equal steps, and the next one looks into the step where the rank lies.
+    """
+    ends = [(int(x.min()), int(x.max())) for x in numbers() if len(x)]
+    low, high = min(a for a, _ in ends), max(b for _, b in ends)
+    found = [[low, high, int(rank)] for rank in ranks]
+    while any(low < high for low, high, _ in found):
+        widths = [-(-(high - low + 1) // 2**16) for low, high, _ in found]
+        counts = np.zeros((len(found), 2**16), np.int64)
+        for x in numbers():
+            for n, (low, high, _) in enumerate(found):
+                inside = x[(x >= low) & (x <= high)]
+                counts[n] += np.bincount((inside - low) // widths[n], minlength=2**16)
+        for one, count, width in zip(found, np.cumsum(counts, axis=1), widths, strict=True):
+            step = int(np.searchsorted(count, one[2], "right"))
+            one[2] -= int(count[step - 1]) if step else 0
+            one[0] += step * width
+            one[1] = min(one[1], one[0] + width - 1)
+    return [low for low, _, _ in found]

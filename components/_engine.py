@@ -20,7 +20,8 @@ import pydantic
 from shortlist.components._analysis import Analysis, analyse
 from shortlist.components._batches import BATCH, batches, rows_of, write_batches
 from shortlist.components._config import Config
-from shortlist.components._hashes import cut
+from shortlist.components._hashing import cut
+from shortlist.components._sources import readable
 
 Source = Path | pa.Table
 """A Parquet file, or a table that is in memory."""
@@ -61,11 +62,13 @@ class Rows:
       source: a file, or a table.
       columns: those that are needed; None for all.
       numbered: with a further column `ROW`, the number of each row in the source.
+      setting: that of the user which names the file: what of it cannot be read is refused by this name.
     """
 
     source: Source
     columns: Sequence[str] | None = None
     numbered: bool = False
+    setting: str = ""
 
     def __len__(self) -> int:
         return rows_of(self.source) if isinstance(self.source, Path) else len(self.source)
@@ -76,6 +79,7 @@ class Rows:
         tables: Iterable[pa.Table]
         if isinstance(self.source, Path):
             tables = batches(self.source, self.columns, size, group)
+            tables = readable(tables, self.source, self.setting) if self.setting else tables
         else:
             whole = self.source if self.columns is None else self.source.select(self.columns)
             tables = (whole.slice(at, size) for at in range(0, max(len(whole), 1), size))

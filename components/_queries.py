@@ -4,7 +4,7 @@ A query's history is every positive of that user in the earlier splits that is s
 timestamp of the target split; the items removed as seen are those of all earlier splits, tied rows too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -34,14 +34,8 @@ class EncodedData:
         """The rows of some splits as arrays, sorted by user, then time, ties in the order of the split."""
         for name in splits:
             if name not in self._parts:
-                table = pq.read_table(self.artifact / f"{name}.parquet")
-                part = {c: table[c].to_numpy() for c in table.column_names if c != "timestamp"}
-                self._parts[name] = {**part, "timestamp": table["timestamp"].fill_null(NO_TIME).to_numpy()}
-        if len(splits) == 1:
-            return self._parts[splits[0]]
-        joined = {c: np.concatenate([self._parts[s][c] for s in splits]) for c in self._parts[splits[0]]}
-        order = np.lexsort((joined["timestamp"], joined["user_key"]))  # stable: ties stay in the order of the splits
-        return {c: values[order] for c, values in joined.items()}
+                self._parts[name] = arrays(pq.read_table(self.artifact / f"{name}.parquet"))
+        return in_order([self._parts[name] for name in splits])
 
     def fitted_rows(self) -> Rows:
         """The rows of the parts that the encoding was fitted on."""
@@ -115,6 +109,21 @@ class EncodedData:
         years = self.items["year"]
         bucket = 1 + np.searchsorted(self.state["year_boundaries"], years, "right")
         return np.where(years > 0, bucket, 0).astype(np.int32)
+
+
+def arrays(table: pa.Table) -> Rows:
+    """The columns of a part, a missing time as `NO_TIME`."""
+    part = {c: table[c].to_numpy() for c in table.column_names if c != "timestamp"}
+    return {**part, "timestamp": table["timestamp"].fill_null(NO_TIME).to_numpy()}
+
+
+def in_order(parts: Sequence[Rows]) -> Rows:
+    """The rows of parts together, sorted by user, then time, ties in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {c: np.concatenate([part[c] for part in parts]) for c in parts[0]}
+    order = np.lexsort((joined["timestamp"], joined["user_key"]))  # stable: ties stay in the order of the splits
+    return {c: values[order] for c, values in joined.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from shortlist import ShortlistError
+from shortlist.components._batches import batches
 from shortlist.components._tables import INTERACTIONS, ITEMS, RANKING, USERS, conform, first, listed, require, show
 
 KNOWN = {"source": INTERACTIONS, "interactions": INTERACTIONS, "items": ITEMS, "users": USERS, "path": RANKING}
@@ -20,13 +21,28 @@ REQUIRED = {"source": ("user", "item"), "interactions": ("user", "item"), "items
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The interactions of a Parquet file, not read, and our names of its columns, see `renamed`."""
+
+    path: Path
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Tables:
     """What a reader found, not yet checked. `about` has the keys name, licence, citation and homepage."""
 
-    interactions: pa.Table
+    interactions: pa.Table | Stored
     items: pa.Table | None
     users: pa.Table | None
     about: Mapping[str, str]
+
+    def all_interactions(self) -> pa.Table:
+        """In memory."""
+        if isinstance(self.interactions, pa.Table):
+            return self.interactions
+        path, columns = self.interactions.path, self.interactions.columns
+        return renamed(pa.concat_tables(readable(batches(path), path, "source")), columns)
 
 
 @contextlib.contextmanager
@@ -58,27 +74,26 @@ def digest(path: Path, setting: str) -> str:
     return total.hexdigest()
 
 
-def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str], rows: bool = True) -> Tables:
+def read_files(kind: str, files: Mapping[str, Path], columns: Mapping[str, str]) -> Tables:
     """Reads interactions, and items and users beside them, from CSV or Parquet files.
 
     Args:
       kind: "csv" or "parquet", the form of the interactions; that of the others follows from their suffix.
       files: "source", the interactions, and if there are any "items" and "users".
       columns: our name of a column to its name in the files.
-      rows: False reads the first row alone of interactions in Parquet; whoever reads the others has them `renamed`.
 
     Raises:
       ShortlistError: for a file that cannot be read, a name in `columns` that no table has, and a table without the
         ids that it must have or without rows.
     """
     raw = {
-        setting: _raw(file, setting, columns, (kind if rows else HEAD) if setting == "source" else "")
-        for setting, file in files.items()
+        setting: _raw(file, setting, columns, kind if setting == "source" else "") for setting, file in files.items()
     }
     _refuse_unused(columns, {files[setting].name: table.column_names for setting, table in raw.items()})
     tables = {setting: _named(table, columns, files[setting], setting) for setting, table in raw.items()}
+    source = Stored(files["source"], columns) if kind == "parquet" else tables["source"]
     about = {"name": files["source"].name, "licence": "not stated", "citation": "not stated", "homepage": "not stated"}
-    return Tables(tables["source"], tables.get("items"), tables.get("users"), about)
+    return Tables(source, tables.get("items"), tables.get("users"), about)
 
 
 def read_table(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
@@ -144,25 +159,34 @@ def _read_csv(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
     return _unique_names(table, path, setting)
 
 
-def _read_parquet(path: Path, setting: str, columns: Mapping[str, str], rows: int | None = None) -> pa.Table:
+def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
+    """The table, of the interactions its first rows: see `Stored`."""
+    with _whole_parquet(path, setting), pq.ParquetFile(path) as file:
+        table = next(batches(path)) if setting == "source" else file.read()
+        return _unique_names(table.replace_schema_metadata(None), path, setting)
+
+
+def readable(tables: Iterable[pa.Table], path: Path, setting: str) -> Iterator[pa.Table]:
+    """The tables of a Parquet file that the user named, whose pages are first looked at here."""
+    with _whole_parquet(path, setting):
+        iterator = iter(tables)
+    while True:
+        with _whole_parquet(path, setting):
+            table = next(iterator, None)
+        if table is None:
+            return
+        yield table.replace_schema_metadata(None)
+
+
+@contextlib.contextmanager
+def _whole_parquet(path: Path, setting: str) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read() if rows is None else next(file.iter_batches(rows), None)
-            if table is None:
-                table = file.schema_arrow.empty_table()
-            elif rows is not None:
-                table = pa.Table.from_batches([table])
-            return _unique_names(table.replace_schema_metadata(None), path, setting)
+        yield
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise _unreadable(path, setting, "a whole Parquet file", error) from None
 
 
-def _read_head(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Table:
-    return _read_parquet(path, setting, columns, rows=1)
-
-
-HEAD = "the first row of Parquet"
-_READ = {"csv": _read_csv, "parquet": _read_parquet, HEAD: _read_head}
+_READ = {"csv": _read_csv, "parquet": _read_parquet}
 
 
 def _unreadable(path: Path, setting: str, rule: str, error: object) -> ShortlistError:

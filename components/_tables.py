@@ -3,10 +3,9 @@
 Data rows are counted from 1; the header of a CSV file is not one.
 """
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,9 +20,17 @@ EVENTS = ("watch", "impression")
 NO_GENRES = "(no genres listed)"
 _NOTHING = ["", "NA", "N/A", "NULL", "Null", "null", "None"]
 _YEAR_2100 = 4_102_444_800
-_FIRST_ROW: ContextVar[int] = ContextVar("first row", default=0)
-_HEADS: ContextVar[Mapping[str, Any]] = ContextVar("heads", default={})  # noqa: B039  never written to
 _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
+
+
+class Place(str):
+    """The name of a table as it stands in a message, of which only the rows after the first `before` are looked at.
+
+    `heads` are the `plain_head`s of columns of the whole table.
+    """
+
+    before = 0
+    heads: Mapping[str, Any] = MappingProxyType({})
 
 
 def show(value: Any, limit: int = 60) -> str:
@@ -49,19 +56,8 @@ def first(mask: pa.ChunkedArray) -> int:
 
 
 def _refuse(column: str, where: str, rule: str, values: pa.ChunkedArray, row: int, remedy: str = "") -> NoReturn:
-    received, number = show(values[row].as_py()), _FIRST_ROW.get() + row + 1
+    received, number = show(values[row].as_py()), row + 1 + getattr(where, "before", 0)
     raise ShortlistError(f"`{column}` of {where} {rule}. Received: {received} in data row {number}.{remedy}")
-
-
-@contextlib.contextmanager
-def batch_of(first_row: int, heads: Mapping[str, Any]) -> Iterator[None]:
-    """What is converted within begins with this row of its table, whose columns begin with these `plain_head`s."""
-    tokens = _FIRST_ROW.set(first_row), _HEADS.set(heads)
-    try:
-        yield
-    finally:
-        _FIRST_ROW.reset(tokens[0])
-        _HEADS.reset(tokens[1])
 
 
 def _cast(values: pa.ChunkedArray, to: pa.DataType, column: str, where: str, rule: str, safe: bool = True) -> Any:
@@ -178,7 +174,7 @@ def seconds(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray
     rule = "must be seconds since 1970 or an ISO 8601 date and time, the same form in every row, or empty"
     found = plain
     if _is_text(plain.type):
-        head = _HEADS.get().get(column) or plain_head(plain) or "0"
+        head = getattr(where, "heads", {}).get(column) or plain_head(plain) or "0"
         if pc.match_substring_regex(pa.scalar(head), _NUMBER).as_py():
             try:
                 found = plain.cast(pa.int64())
@@ -275,12 +271,9 @@ def conform(table: pa.Table, known: Mapping[str, tuple[pa.DataType, Convert]], w
     return pa.table({**columns, **{name: decoded(table[name]) for name in rest}})
 
 
-DUPLICATE_KEYS = ("user", "item", "timestamp", "event", "query")
-
-
-def duplicate_keys(names: Sequence[str]) -> list[str]:
-    """The columns in which a row repeats another one."""
-    return [*DUPLICATE_KEYS, *(n for n in names if n.startswith("context_"))]
+def event_keys(columns: Sequence[str]) -> list[str]:
+    """The columns by which two rows are the same event."""
+    return ["user", "item", "timestamp", "event", "query", *(n for n in columns if n.startswith("context_"))]
 
 
 def drop_duplicates(interactions: pa.Table) -> tuple[pa.Table, int]:
@@ -292,7 +285,7 @@ def drop_duplicates(interactions: pa.Table) -> tuple[pa.Table, int]:
 
 def first_rows(interactions: pa.Table) -> np.ndarray:
     """Bool `[N]`: whether a row repeats no earlier one."""
-    keys = duplicate_keys(interactions.column_names)
+    keys = event_keys(interactions.column_names)
     numbered = interactions.select(keys).append_column("row", pa.array(np.arange(len(interactions))))
     keep = np.zeros(len(interactions), bool)
     keep[numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()] = True

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,19 @@ import pydantic
 from shortlist.components._batches import rows_of
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
-from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Source, Write
-from shortlist.components._hashes import split_tables
+from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Write
+from shortlist.components._hashing import split_tables
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
-from shortlist.components._sources import Tables, digest, read_files, renamed
+from shortlist.components._sources import Stored, Tables, digest, read_files, renamed
 from shortlist.components._tables import (
     INTERACTIONS,
     ITEMS,
     USERS,
-    batch_of,
+    Place,
     completed,
     conform,
-    duplicate_keys,
+    event_keys,
     first_rows,
     plain_head,
 )
@@ -112,7 +112,8 @@ class ExampleGen(Component):
     """Reads interactions, items and users, checks them, and writes them as `Examples`.
 
     Rows that repeat the user, item, timestamp, event, query and context of an earlier row are dropped and counted.
-    An item or user that only the interactions know gets a row without content.
+    An item or user that only the interactions know gets a row without content. The interactions of a Parquet file are
+    read, checked and written in record batches; those of the other sources are held in memory.
 
     Raises:
       ShortlistError: for anything that `Examples` cannot hold, with the column, the row and the value.
@@ -138,38 +139,44 @@ class ExampleGen(Component):
         return {setting: digest(path, setting) for setting, path in config.files.items()}
 
     def run(self, out: Path) -> None:
-        apart = self.engine.apart and self.config.kind == "parquet"
-        files, columns = self.config.files, self.config.columns
-        tables = read_files("parquet", files, columns, rows=False) if apart else read(self.config, out)
+        tables = read(self.config, out)
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
         written = out / "interactions.parquet"
-        source, named = (files["source"].absolute(), columns) if apart else (tables.interactions, {})
-        dropped = self._interactions(source, named, name, written)
+        dropped, first = self._interactions(tables.interactions, name, written)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
-        met = self.engine.run(out, *(Analyse(FirstMet(key), [Rows(written, [key], True)]) for _, _, key, _ in sides))
-        for (table, known, key, found), first in zip(sides, met, strict=True):
+        for table, known, key, found in sides:
             path = getattr(self.config, table)
             where = path.name if path else f"the {table} of {name}"
-            ids = first["value"]
+            ids = first[key]
             content = pa.table({key: ids.slice(0, 0)}) if found is None else found
             pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{table}.parquet")
         self._describe(out, tables.about, rows_of(written), dropped)
 
-    def _interactions(self, source: Source, columns: Mapping[str, str], name: str, out: Path) -> int:
-        """Writes the interactions of a source with these names of columns, and says how many it drops."""
+    def _interactions(self, given: pa.Table | Stored, name: str, out: Path) -> tuple[int, dict[str, pa.ChunkedArray]]:
+        """Writes the interactions of a source; how many it drops, and the ids of items and users as they first come."""
+        if isinstance(given, Stored):
+            path, columns = given.path.absolute(), given.columns
+            rows, names = Rows(path, numbered=True, setting="source"), pq.read_schema(path).names
+        else:
+            rows, columns, names = Rows(given, numbered=True), {}, given.column_names
         heads = {}
-        if (theirs := columns.get("timestamp", "timestamp")) in _names(source):
-            found = (plain_head(table[theirs]) for table in Rows(source, [theirs]).batches(self.engine.config.batch))
+        if (theirs := columns.get("timestamp", "timestamp")) in names:
+            stamps = replace(rows, columns=[theirs], numbered=False).batches(self.engine.config.batch)
+            found = (plain_head(table[theirs]) for table in stamps)
             heads["timestamp"] = next((head for head in found if head is not None), None)
-        self.engine.run(out.parent, Write(Rows(source, numbered=True), out, Conform(name, columns, heads)))
-        keys = duplicate_keys(pq.read_schema(out).names)
-        (buckets,) = self.engine.run(out.parent, Shuffle(Rows(out, keys, True), ("user", "item"), duplicate_rows))
+        self.engine.run(out.parent, Write(rows, out, Conform(name, columns, heads)))
+        keys = event_keys(pq.read_schema(out).names)
+        buckets, *first = self.engine.run(
+            out.parent,
+            Shuffle(Rows(out, keys, True), ("user", "item"), duplicate_rows),
+            *(Analyse(FirstMet(key), [Rows(out, [key], True)]) for key in ("item", "user")),
+        )
         dropped = np.sort(np.concatenate(buckets))
         if len(dropped):
             every = out.rename(out.with_suffix(".every"))
             self.engine.run(out.parent, Write(Rows(every, numbered=True), out, Without(dropped)))
             every.unlink()
-        return len(dropped)
+        return len(dropped), {key: table["value"] for key, table in zip(("item", "user"), first, strict=True)}
 
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
@@ -186,7 +193,7 @@ class Conform:
     Args:
       where: what they are called.
       columns: our name of a column to its name there.
-      heads: see `batch_of`.
+      heads: see `Place`.
     """
 
     where: str
@@ -194,8 +201,9 @@ class Conform:
     heads: Mapping[str, Any]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        with batch_of(table[ROW][0].as_py() if len(table) else 0, self.heads):
-            return conform(renamed(table.drop_columns([ROW]), self.columns), INTERACTIONS, self.where)
+        place = Place(self.where)
+        place.before, place.heads = table[ROW][0].as_py() if len(table) else 0, self.heads
+        return conform(renamed(table.drop_columns([ROW]), self.columns), INTERACTIONS, place)
 
 
 def duplicate_rows(table: pa.Table) -> np.ndarray:
@@ -254,10 +262,6 @@ class FirstMet:
 def _first(table: pa.Table) -> pa.Table:
     found = table.group_by("value", use_threads=False).aggregate([("row", "min")])
     return pa.table({"value": found["value"], "row": found["row_min"]})
-
-
-def _names(source: Source) -> list[str]:
-    return pq.read_schema(source).names if isinstance(source, Path) else source.column_names
 
 
 def read(config: DataConfig, scratch: Path) -> Tables:

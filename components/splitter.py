@@ -1,19 +1,24 @@
 """Cuts interactions into train, fold_in, rank_train, validation and test, whatever the order of the file."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._analysis import Counts
+from shortlist.components._batches import BUCKET, Writer, batches, scattered, smallest
 from shortlist.components._config import Config
-from shortlist.components._hashes import id_hashes, mix
+from shortlist.components._hashing import hash_of, mix
 from shortlist.components.artifacts import Anomalies, Examples, Splits
 from shortlist.components.pipeline import Component
 
@@ -91,6 +96,8 @@ class Splitter(Component):
       the 80 % at random; here time decides, since a history holds earlier events only.
     - `kfold`: rows are dealt to folds by a hash of (user, item, timestamp); rank_train is empty. For ratings.
 
+    Interactions of more than `BUCKET` rows are dealt to files by ranges of users first, and cut one after the other.
+
     Rows of one user and timestamp are ordered by a seeded hash of (user, item): neither the file's order nor the ids'
     magnitude decides. Rows that share the item as well are ordered by the text of their other columns.
 
@@ -115,22 +122,27 @@ class Splitter(Component):
 
     def run(self, out: Path, examples: Examples, anomalies: Anomalies | None = None) -> None:
         """Writes `Splits`. `anomalies` is not read: it makes the step wait for the validation of its input."""
-        interactions = pq.read_table(examples / "interactions.parquet")
-        parts = split_rows(interactions, self.config)
-        if not self.config.keep_test:
-            del parts["test"]
-        users = {}
-        for name, rows in parts.items():
-            table = interactions.take(pa.array(rows))
-            users[name] = len(table["user"].unique())
-            pq.write_table(table, out / f"{name}.parquet")
+        path = examples / "interactions.parquet"
+        plan = plan_of(partial(batches, path), self.config)
+        names = Splits.NAMES if self.config.keep_test else tuple(name for name in Splits.NAMES if name != "test")
+        counts, users = np.zeros(len(Splits.NAMES), np.int64), dict.fromkeys(names, 0)
+        with contextlib.ExitStack() as files:
+            writers = {name: files.enter_context(Writer(out / f"{name}.parquet")) for name in names}
+            for table in _by_user(path, out / "buckets", plan):
+                parts = cut(table, plan)
+                counts += [len(rows) for rows in parts.values()]
+                for name, writer in writers.items():
+                    part = table.take(pa.array(parts[name]))
+                    users[name] += pc.count_distinct(part["user"]).as_py()
+                    writer.write(part)
+        _refuse_too_small(plan, counts)
         for name in ("items.parquet", "users.parquet", "source.json"):
             shutil.copyfile(examples / name, out / name)
         summary = {
             "strategy": self.config.strategy,
             "seed": self.config.seed,
             "positive_threshold": self.config.positive_threshold,
-            "rows": {name: len(rows) for name, rows in parts.items()},
+            "rows": {name: writer.rows for name, writer in writers.items()},
             "users": users,
             "guarantee": GUARANTEES[self.config.strategy],
         }
@@ -156,40 +168,114 @@ def split_rows(interactions: pa.Table, config: SplitConfig) -> dict[str, np.ndar
       >>> watched["item"][int(rows["test"][0])].as_py()
       'd'
     """
-    if config.strategy != "kfold" and (nulls := interactions["timestamp"].null_count):
+    plan = plan_of(lambda columns: [interactions.select(columns)], config)
+    rows = cut(interactions, plan)
+    _refuse_too_small(plan, np.array([len(part) for part in rows.values()]))
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be known of all rows, so that those of some users can be cut without the others.
+
+    Attributes:
+      config: the strategy and its numbers.
+      rows: how many there are.
+      users: ids in ascending order.
+      sizes: int64 `[U]`, the rows of each.
+      starts: of `global_time`, when test, validation and rank_train start, int64 `[3]`.
+      roles: of `strong`, the split of each user's target, int64 `[U]`.
+    """
+
+    config: SplitConfig
+    rows: int
+    users: pa.Array
+    sizes: np.ndarray
+    starts: np.ndarray | None = None
+    roles: np.ndarray | None = None
+
+
+def plan_of(tables: Callable[[list[str]], Iterable[pa.Table]], config: SplitConfig) -> Plan:
+    """The plan.
+
+    Args:
+      tables: a new pass over these columns of the interactions.
+      config: the strategy and its numbers.
+
+    Raises:
+      ShortlistError: if the strategy goes by time and a row has none, and if there is no row.
+    """
+    counts, state, rows, timeless = Counts("user"), Counts("user").start(), 0, 0
+    for table in tables(["user", "timestamp"]):
+        state = counts.add(state, table)
+        rows, timeless = rows + len(table), timeless + table["timestamp"].null_count
+    if config.strategy != "kfold" and timeless:
         raise ShortlistError(
             f"`{config.strategy}` goes by time, so every row needs a timestamp. Give them, or split without time by "
-            f"--set split.strategy=kfold. Received: {nulls:,} of {len(interactions):,} rows without one."
+            f"--set split.strategy=kfold. Received: {timeless:,} of {rows:,} rows without one."
         )
-    if not len(interactions):
+    if not rows:
         raise _too_small(config, 0, 0, 0, 0)
-    user, user_hash, seen = _codes(interactions["user"])
-    item, item_hash, _ = _codes(interactions["item"])
+    found = counts.result(state).sort_by("value")
+    users, sizes = found["value"].combine_chunks(), found["count"].to_numpy()
+    plan = Plan(config, rows, users, sizes)
+    if config.strategy == "global_time":
+        ranks = rows - np.cumsum(_shares(rows, config))  # [3] where test, validation and rank_train start
+        times = smallest(
+            lambda: (t["timestamp"].to_numpy() for t in tables(["timestamp"])), [*np.minimum(ranks, rows - 1)]
+        )
+        return replace(plan, starts=np.where(ranks < rows, times, NO_TIME))
+    if config.strategy == "strong":
+        return replace(plan, roles=_roles(_owner(hash_of(users), config), sizes, config))
+    return plan
+
+
+def cut(interactions: pa.Table, plan: Plan) -> dict[str, np.ndarray]:
+    """The rows of each split of all the interactions of some users; see `split_rows`."""
+    config = plan.config
+    user, ids = _codes(interactions["user"])
+    item, item_ids = _codes(interactions["item"])
     time = interactions["timestamp"].fill_null(NO_TIME).to_numpy()
-    owner = mix(user_hash ^ mix(np.array([config.seed], np.uint64)))  # [U]
-    pair = mix(owner[user] + item_hash[item])  # [N]
+    owner = _owner(hash_of(ids), config)  # [U]
+    pair = mix(owner[user] + hash_of(item_ids)[item])  # [N]
     order = _sort(interactions, user, time, pair)
     user, time, pair = user[order], time[order], pair[order]
-    size = np.bincount(user, minlength=seen)  # [U] rows of each user
+    size = np.bincount(user, minlength=len(ids))  # [U] rows of each user
     left = (np.cumsum(size) - 1)[user] - np.arange(len(user))  # [N] rows that this user still has after this one
-    if config.strategy == "global_time":
-        part = _by_time(time, _shares(len(time), config))
+    if plan.starts is not None:
+        place = np.searchsorted(plan.starts[::-1], time, side="right")
+        part = np.array([TRAIN, RANK_TRAIN, VALIDATION, TEST])[place]
     elif config.strategy == "kfold":
         fold = mix(pair ^ mix(time.astype(np.uint64))) % config.folds
         turn = (fold.astype(np.int64) - config.fold) % config.folds
         part = np.select([turn == 0, turn == 1], [TEST, VALIDATION], TRAIN)
-    elif config.strategy == "strong":
+    elif plan.roles is not None:
         target = np.maximum(1, np.floor((1 - FOLD_IN_SHARE) * size + 0.5))
-        role = _roles(owner, size, config)[user]
+        role = plan.roles[pc.index_in(ids, value_set=plan.users).to_numpy()][user]
         part = np.where((role == TRAIN) | (left < target[user]), role, FOLD_IN)
     elif config.strategy == "leave_last_out":
-        counts = np.broadcast_to((size >= 4).astype(np.int64), (3, seen))
+        counts = np.broadcast_to((size >= 4).astype(np.int64), (3, len(ids)))
         part = _cut(left, counts[:, user])
     else:
         part = _cut(left, (_shares(size, config) * (size >= 3))[:, user])
-    if not (part == TRAIN).any() or not (part == TEST).any():
-        raise _too_small(config, len(user), seen, int((part == TRAIN).sum()), int((part == TEST).sum()))
     return {name: order[part == number] for number, name in enumerate(Splits.NAMES)}
+
+
+def _by_user(path: Path, folder: Path, plan: Plan) -> Iterator[pa.Table]:
+    """The interactions in tables of whole users, in the order of their ids, of about `BUCKET` rows each.
+
+    A user with more rows than that has a table of his own.
+    """
+    bucket = (np.cumsum(plan.sizes) - plan.sizes) // BUCKET
+    firsts = np.flatnonzero(np.diff(bucket, prepend=-1))
+    if len(firsts) == 1:
+        yield pa.concat_tables(batches(path)).combine_chunks()
+    else:
+        yield from scattered(batches(path), folder, "user", plan.users.take(pa.array(firsts)).to_pylist())
+
+
+def _owner(hashes: np.ndarray, config: SplitConfig) -> np.ndarray:
+    return mix(hashes ^ mix(np.array([config.seed], np.uint64)))
 
 
 def _shares(n: np.ndarray | int, config: SplitConfig) -> np.ndarray:
@@ -208,12 +294,6 @@ def _cut(left: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.select([left < test, left < validation, left < rank_train], [TEST, VALIDATION, RANK_TRAIN], TRAIN)
 
 
-def _by_time(time: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    line = np.append(np.sort(time), NO_TIME)
-    starts = line[len(time) - np.cumsum(counts)]  # [3] where test, validation and rank_train start
-    return np.array([TRAIN, RANK_TRAIN, VALIDATION, TEST])[np.searchsorted(starts[::-1], time, side="right")]
-
-
 def _roles(owner: np.ndarray, size: np.ndarray, config: SplitConfig) -> np.ndarray:
     able = np.flatnonzero(size >= 2)
     able = able[np.argsort(owner[able], kind="stable")]
@@ -222,15 +302,15 @@ def _roles(owner: np.ndarray, size: np.ndarray, config: SplitConfig) -> np.ndarr
     return roles
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Each row's rank int64 [N] among the sorted distinct ids, the ids' hashes uint64 [U] by rank, and U."""
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Each row's rank int64 [N] among the sorted distinct ids, and these."""
     encoded = column.dictionary_encode().unify_dictionaries()
     ids = encoded.chunk(0).dictionary
     order = np.asarray(pc.array_sort_indices(ids)).astype(np.int64)
     rank = np.empty(len(ids), np.int64)
     rank[order] = np.arange(len(ids))
     codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks])
-    return rank[codes], id_hashes(ids.take(pa.array(order))), len(ids)
+    return rank[codes], ids.take(pa.array(order))
 
 
 def _sort(interactions: pa.Table, user: np.ndarray, time: np.ndarray, pair: np.ndarray) -> np.ndarray:
@@ -248,6 +328,11 @@ def _sort(interactions: pa.Table, user: np.ndarray, time: np.ndarray, pair: np.n
             rest[field.name] = interactions[field.name].take(pa.array(rows)).cast(pa.string(), safe=False)
     order[tied] = rows[np.asarray(pc.sort_indices(pa.table(rest), [(name, "ascending") for name in rest]))]
     return order
+
+
+def _refuse_too_small(plan: Plan, counts: np.ndarray) -> None:
+    if not counts[TRAIN] or not counts[TEST]:
+        raise _too_small(plan.config, plan.rows, len(plan.users), int(counts[TRAIN]), int(counts[TEST]))
 
 
 def _too_small(config: SplitConfig, rows: int, users: int, train: int, test: int) -> ShortlistError:

@@ -10,11 +10,13 @@ import pydantic
 import tensorflow as tf
 
 from shortlist import ShortlistError
+from shortlist.components._batches import BUCKET, rows_of
 from shortlist.components._config import Config
-from shortlist.components._examples import NextItemExamples
+from shortlist.components._examples import NextItemExamples, StreamedExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import progress
-from shortlist.components._queries import NO_TIME, EncodedData, Queries, build_queries
+from shortlist.components._queries import NO_TIME, EncodedData, Queries, Rows, build_queries
+from shortlist.components._stored_rows import StoredRows
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
 from shortlist.models._base import FIRST_ID, Factorized, query_spec
@@ -49,6 +51,32 @@ class EpochsConfig(TrainerConfig):
     patience: int = pydantic.Field(0, ge=0)
 
 
+Examples = NextItemExamples | StreamedExamples
+
+
+class NextItemConfig(EpochsConfig):
+    """What a trainer has besides that learns what is watched next.
+
+    Args:
+      examples_per_user: drawn an epoch, the same number for every user.
+      window_rows: rows that are held in memory; if there are more, an epoch goes through windows of so many, made of
+        users from everywhere, see `StreamedExamples`.
+    """
+
+    examples_per_user: int = pydantic.Field(32, ge=1)
+    window_rows: int = pydantic.Field(BUCKET, ge=1)
+    batch_size: int = pydantic.Field(512, ge=2)
+
+
+def next_item_examples(rows: Rows | StoredRows, make: Callable[[Rows], NextItemExamples], window: int) -> Examples:
+    """The examples of rows in memory, or of rows on disk."""
+    return StreamedExamples(rows, make, window) if isinstance(rows, StoredRows) else make(rows)
+
+
+def count_rows(rows: Rows | StoredRows) -> int:
+    return int(rows.sizes.sum()) if isinstance(rows, StoredRows) else len(rows["item"])
+
+
 def prepare(config: TrainerConfig) -> None:
     """Makes what follows repeatable."""
     tf.keras.utils.set_random_seed(config.seed)
@@ -74,6 +102,15 @@ def load(config: TrainerConfig, inputs: Mapping[str, Any]) -> tuple[EncodedData,
         late = latest(rows, config.leave_out)
         rows = {name: values[~late] for name, values in rows.items()}
     return data, rows
+
+
+def load_stored(config: Any, inputs: Mapping[str, Any]) -> tuple[EncodedData, Rows | StoredRows]:
+    """As `load`; rows that are more than `window_rows` of the settings stay on disk."""
+    data = EncodedData(inputs["encoded"])
+    splits = data.artifact.names if config.train_on == "all" else ("train",)
+    if sum(rows_of(data.artifact / f"{name}.parquet") for name in splits) <= config.window_rows:
+        return load(config, inputs)
+    return data, StoredRows(data, splits, (lambda rows: ~latest(rows, config.leave_out)) if config.leave_out else None)
 
 
 def latest(rows: Mapping[str, np.ndarray], share: float) -> np.ndarray:
@@ -158,16 +195,19 @@ def epoch_batches(
     return batches, -(-size // config.batch_size)
 
 
-def next_item_batches(examples: NextItemExamples, config: Any, first: int) -> tuple[tf.data.Dataset, int]:
-    """`epoch_batches` of examples."""
+def next_item_batches(examples: Examples, config: Any, first: int) -> tuple[tf.data.Dataset, int]:
+    """As `epoch_batches`, of examples."""
+    spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in examples.one().items()}
+    rng = np.random.default_rng(config.seed)
 
-    def draw(rng: np.random.Generator) -> Callable[[slice], dict[str, np.ndarray]]:
-        epoch = examples.epoch(rng)
-        return lambda part: {name: values[part] for name, values in epoch.items()}
+    def generate() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(config.epochs):
+            batches = examples.batches(rng, config.batch_size)
+            if number >= first:
+                yield from batches
 
-    one = examples.at(examples.usable[:1])
-    spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in one.items()}
-    return epoch_batches(draw, len(examples), spec, config, first)
+    batches = tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8)
+    return batches, -(-len(examples) // config.batch_size)
 
 
 def with_vectors(models: Mapping[str, Any]) -> Any:

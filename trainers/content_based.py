@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +18,12 @@ from shortlist.models._content import title_tokens, title_words, weighted_conten
 from shortlist.models._optimizer import AdamWithTables
 from shortlist.models.content_based import ContentBased
 from shortlist.trainers._common import (
-    EpochsConfig,
+    NextItemConfig,
     callbacks,
-    load,
+    count_rows,
+    load_stored,
     next_item_batches,
+    next_item_examples,
     prepare,
     save,
     serving,
@@ -30,7 +33,7 @@ from shortlist.trainers._common import (
 from shortlist.trainers._warm import Tables, carry, labels
 
 
-class Config(EpochsConfig):
+class Config(NextItemConfig):
     """Settings of the content-based model; see the model.
 
     Args:
@@ -50,8 +53,6 @@ class Config(EpochsConfig):
     hidden_units: tuple[int, ...] = pydantic.Field((64,), min_length=1)
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     item_dropout: float = pydantic.Field(0.5, ge=0, lt=1)
-    examples_per_user: int = pydantic.Field(32, ge=1)
-    batch_size: int = pydantic.Field(512, ge=2)
     learning_rate: float = pydantic.Field(0.01, gt=0)
     table_learning_rate: float = pydantic.Field(0.05, gt=0)
     epochs: int = pydantic.Field(6, ge=1)
@@ -64,21 +65,22 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
       ShortlistError: if nothing is known of the items, or a network finds no positive with an earlier one.
     """
     prepare(config)
-    data, rows = load(config, inputs)
+    data, rows = load_stored(config, inputs)
     if config.form == "profile":
         model = _new(config, data)
         save(model, serving(model, data), config, workdir)
         return
-    examples = NextItemExamples(rows, config.history_length, config.examples_per_user)
+    make = partial(NextItemExamples, history_length=config.history_length, examples_per_user=config.examples_per_user)
+    examples = next_item_examples(rows, make, config.window_rows)
     if not len(examples):
         raise ShortlistError(
             "`content_based` learns what is watched next, and no user has two positives at different times. Give "
-            f'timestamps, or take form="profile". Received: {len(rows["item"]):,} training rows.'
+            f'timestamps, or take form="profile". Received: {count_rows(rows):,} training rows.'
         )
     start, first = start_of(inputs)
     model = start or _new(config, data)
     if start is None:
-        model.set_trained(examples.item[examples.usable])
+        model.set_trained(np.flatnonzero(examples.label_counts(data.num_items)))
         model.compile(AdamWithTables(config.learning_rate, config.table_learning_rate))
     notes = carry(model, tables, config, inputs, data)
     batches, steps = next_item_batches(examples, config, first)

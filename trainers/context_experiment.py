@@ -108,7 +108,7 @@ def run_experiment(config: ContextExperiment, workdir: Path) -> dict[str, Any]:
 
 def read_ratings(config: DataConfig, scratch: Path) -> Ratings:
     """The rated rows of a source, all of them."""
-    found = read(config, scratch).interactions
+    found = read(config, scratch).all_interactions()
     table = conform(found, INTERACTIONS, config.source)
     table = table.filter(pc.is_valid(table["rating"]))
     names = dimensions_of(table)

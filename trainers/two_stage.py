@@ -265,16 +265,14 @@ def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping
         values = _merge(values, read_toml(file) if isinstance(file, Path) else copy.deepcopy(dict(file)))
     set_by_name(values, overrides or {})
     for group in ("sources", "baselines"):
-        named = _table(values.get(group, {}), group).items()
-        values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
+        values[group] = {n: _model(n, s, f"{group}.{n}") for n, s in _table(values.get(group, {}), group).items()}
     values["ranker"] = _model(RANKER, values.get("ranker", {}), "ranker")
     values["evaluation"] = {**_table(values.get("evaluation", {}), "evaluation"), "run_seed": values.get("seed", 0)}
     config = parse(TwoStage, values)
     _check_models(config)
     config.shortlist.quotas(config.sources)  # refuses a quota that names no source
-    for models in (config.sources, config.baselines, {RANKER: config.ranker}):
-        for name, model in models.items():
-            _trainer(name, model, config)  # refuses settings that don't fit before anything runs
+    for name, model in (*config.sources.items(), *config.baselines.items(), (RANKER, config.ranker)):
+        _trainer(name, model, config)  # refuses settings that don't fit before anything runs
     for group, models in (("sources", config.sources), ("baselines", config.baselines)):
         for name in models:
             _check_bases(config, group, (name,))
@@ -365,9 +363,8 @@ def _check_bases(config: TwoStage, group: str, path: tuple[str, ...]) -> None:
                 f"{where} must not lead back to where it came from, or neither could be trained first. "
                 f"Received: {' of '.join((*path, base))}."
             )
-        if hasattr(settings, "held_back") and hasattr(
-            _trainer(base, _model_of(config, base), config).config, "held_back"
-        ):
+        other = _trainer(base, _model_of(config, base), config).config
+        if hasattr(settings, "held_back") and hasattr(other, "held_back"):
             raise ShortlistError(
                 f"{where} must name models that keep no rows back for themselves, as {path[-1]} does. "
                 f"Received: {base!r}."

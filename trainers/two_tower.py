@@ -11,17 +11,22 @@ import pyarrow.compute as pc
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._batches import BUCKET
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._queries import NO_TIME, EncodedData, Rows
+from shortlist.components._stored_rows import StoredRows
 from shortlist.components.artifacts import Artifact
 from shortlist.models._base import FIRST_ID, KINDS
 from shortlist.models._optimizer import TableAdagrad
 from shortlist.models.two_tower import TwoTower
 from shortlist.trainers._common import (
-    EpochsConfig,
+    Examples,
+    NextItemConfig,
     callbacks,
-    load,
+    count_rows,
+    load_stored,
     next_item_batches,
+    next_item_examples,
     prepare,
     save,
     serving,
@@ -35,7 +40,7 @@ TITLE_LENGTH = 16
 DEEP, DEEP_UNITS = 1_000_000, (128,)
 
 
-class Config(EpochsConfig):
+class Config(NextItemConfig):
     """Settings of the two-tower; see the model.
 
     Args:
@@ -44,7 +49,6 @@ class Config(EpochsConfig):
       user_id, request_time, example_age: inputs of the query.
       request: what a query says besides is an input too: contexts, columns of the user, words searched for.
       content, title: genres, year and further columns of the items; the words of their titles.
-      examples_per_user: drawn an epoch, the same number for every user.
     """
 
     embedding_dim: int = pydantic.Field(128, ge=1)
@@ -69,15 +73,13 @@ class Config(EpochsConfig):
     request: bool = True
     content: bool = True
     title: bool = False
-    examples_per_user: int = pydantic.Field(32, ge=1)
-    batch_size: int = pydantic.Field(512, ge=2)
     learning_rate: float = pydantic.Field(0.1, gt=0)
 
 
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
     """Fits the towers to random prefixes of each user's history."""
     prepare(config)
-    data, rows = load(config, inputs)
+    data, rows = load_stored(config, inputs)
     examples = make_examples(config, data, rows)
     start, first = start_of(inputs)
     model = start or make_model(config, data, examples)
@@ -129,46 +131,55 @@ def _buckets(boundaries: Sequence[float]) -> list[str]:
     return [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
 
 
-def make_examples(config: Config, data: EncodedData, rows: Rows) -> NextItemExamples:
+def make_examples(config: Config, data: EncodedData, rows: Rows | StoredRows) -> Examples:
     """What the towers are fitted to.
 
     Raises:
       ShortlistError: if no positive has an earlier one of the same user.
     """
-    times = rows["timestamp"]
-    newest = times[times < NO_TIME].max(initial=0)
-    further = data.request(rows, np.arange(len(times))) if config.request else {}
-    if config.example_age:
-        further["example_age"] = (newest - np.minimum(times, newest)).astype(np.float32)
-    length = max(config.history_length, config.long_history_length)
-    examples = NextItemExamples(rows, length, config.examples_per_user, further)
+    newest = _newest(rows) if config.example_age else 0
+
+    def make(rows: Rows) -> NextItemExamples:
+        further = data.request(rows, np.arange(len(rows["item"]))) if config.request else {}
+        if config.example_age:
+            further["example_age"] = (newest - np.minimum(rows["timestamp"], newest)).astype(np.float32)
+        length = max(config.history_length, config.long_history_length)
+        return NextItemExamples(rows, length, config.examples_per_user, further)
+
+    examples = next_item_examples(rows, make, config.window_rows)
     if not len(examples):
         raise ShortlistError(
             "`two_tower` learns what is watched next, and no user has two positives at different times. Give "
-            f"timestamps, or use wals. Received: {len(rows['item']):,} training rows."
+            f"timestamps, or use wals. Received: {count_rows(rows):,} training rows."
         )
     return examples
 
 
-def depth(config: Config, examples: NextItemExamples) -> tuple[int, ...]:
+def _newest(rows: Rows | StoredRows) -> int:
+    """The latest time of all rows, 0 if none has one."""
+    pieces = [rows] if isinstance(rows, dict) else map(rows.read, rows.windows(BUCKET))
+    return max(int(times[times < NO_TIME].max(initial=0)) for times in (piece["timestamp"] for piece in pieces))
+
+
+def depth(config: Config, examples: Examples) -> tuple[int, ...]:
     """The widths of the hidden layers."""
     if config.hidden_units != "auto":
         return config.hidden_units
-    return DEEP_UNITS if len(examples.usable) >= DEEP else ()
+    return DEEP_UNITS if examples.labels >= DEEP else ()
 
 
-def depth_note(config: Config, examples: NextItemExamples) -> list[str]:
+def depth_note(config: Config, examples: Examples) -> list[str]:
     """What is said of a depth that the data chose."""
     if config.hidden_units != "auto":
         return []
     units = " → ".join(map(str, depth(config, examples)))
     return [
         f"two_tower has {f'hidden layers of {units}' if units else 'no hidden layer'}: there are "
-        f"{len(examples.usable):,} next watches to learn from, and from {DEEP:,} on it gets some (hidden_units = auto)."
+        f"{examples.labels:,} next watches to learn from, and from {DEEP:,} on it gets some (hidden_units = auto)."
     ]
 
 
-def make_model(config: Config, data: EncodedData, examples: NextItemExamples) -> TwoTower:
+def make_model(config: Config, data: EncodedData, examples: Examples) -> TwoTower:
     """A new model, which knows the items' content and how often each is a label."""
     content, items = item_content(config, data, data), data.items
     years, columns = content["years"], content["categories"]
@@ -201,7 +212,7 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
         hard_warmup=config.hard_warmup * steps,
         hard_refresh=steps,
         time_quantiles=tuple(data.state["time_quantiles"]) if config.request_time else (),
-        age_quantiles=_quantiles(examples.further["example_age"]) if config.example_age else (),
+        age_quantiles=examples.quantiles("example_age") if config.example_age else (),
         categories={name: said[name]["size"] for name in of_kind["category"]},
         numbers=tuple(numbers),
         num_tokens=said[tokens[0]]["size"] if tokens else 0,
@@ -220,10 +231,6 @@ def make_model(config: Config, data: EncodedData, examples: NextItemExamples) ->
     model.set_label_counts(examples.label_counts(data.num_items))
     model.compile(optimizer=TableAdagrad(config.learning_rate))
     return model
-
-
-def _quantiles(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(np.quantile(values, np.linspace(0, 1, 101)).tolist())
 
 
 def item_content(config: Config, data: EncodedData, fitted: EncodedData) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hashes of ids and rows that are the same on every machine, whole columns at a time."""
+"""Hashes that are the same on every machine and in every version of a library."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def id_hashes(ids: pa.Array) -> np.ndarray:
-    """uint64 [U]: the sum over an id's UTF-8 bytes of a random number for (position, byte), the same everywhere."""
+def hash_of(ids: pa.Array) -> np.ndarray:
+    """uint64 [U]: the sum over an id's UTF-8 bytes of a random number for (position, byte)."""
     _, offsets, data = ids.cast(pa.large_binary()).buffers()
     ends = np.frombuffer(offsets, np.int64)[: len(ids) + 1]
     letters = np.frombuffer(data or b"", np.uint8)[: ends[-1]].astype(np.int64)
@@ -42,7 +42,7 @@ def _value_hashes(values: pa.ChunkedArray) -> np.ndarray:
         wide = numbers.astype(np.int64 if numbers.dtype.kind == "i" else np.float64) + 0  # -0.0 is 0.0
         return np.where(missing, np.uint64(0), mix(wide.view(np.uint64)))
     known = values.combine_chunks().cast(pa.string()).dictionary_encode("encode")
-    of = np.append(id_hashes(known.dictionary.fill_null("")), np.uint64(0))
+    of = np.append(hash_of(known.dictionary.fill_null("")), np.uint64(0))
     return of[known.indices.fill_null(len(of) - 1).to_numpy()]
 
 

@@ -1,0 +1,184 @@
+"""Data larger than memory: Parquet → ExampleGen → Splitter → Transform → one epoch of a two-tower, at growing sizes.
+
+The log is that of `_events.py`: power laws, sessions and drift, ordered by time. Every size runs in a process of its
+own, through the shipped components and settings but for those of the two-tower that `SETTINGS` shows. A row a size says
+how many rows a second the whole chain handles (ours) beside the smallest size (peer), one what memory it takes at most,
+in GB (ours) beside what it may (peer). The steps, what they hold and what lies on the disk are told below the table.
+Of the epoch itself, a row says how much of the time its loop waits for input: below 5 %, tf.data stays ahead.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import _events
+from _table import parsed, plain_parser, print_table, write_rows
+
+BAR, MEMORY, WAITED = 0.8, 8.0, 0.05
+QUICK = {"rows": [200_000, 400_000]}
+SETTINGS: dict[str, Any] = {
+    "embedding_dim": 32,
+    "long_history_length": 30,
+    "examples_per_user": 4,
+    "batch_size": 1024,
+    "epochs": 1,
+}
+
+
+def chain(rows: int, folder: Path) -> dict[str, Any]:
+    """Runs the steps on a log of so many rows; by step seconds, GB held at most and GB written."""
+    from shortlist.components._progress import quiet
+    from shortlist.components.example_gen import DataConfig, ExampleGen
+    from shortlist.components.pipeline import Pipeline
+    from shortlist.components.splitter import Splitter
+    from shortlist.components.trainer import Trainer
+    from shortlist.components.transform import Transform
+    from shortlist.trainers import two_tower
+
+    source = {"source": f"parquet:{folder / 'events.parquet'}", "items": folder / "items.parquet"}
+    p = Pipeline(folder / "run")
+    splits = p.add(Splitter(), p.add(ExampleGen(DataConfig(**source))))
+    encoded = p.add(Transform(), splits)
+    p.add(Trainer(two_tower.Config(**SETTINGS), "two_tower", "shortlist.trainers.two_tower:train"), encoded)
+    found: dict[str, Any] = {"rows": rows, "seconds": {}, "memory": {}, "disk": {}}
+    for step in p.steps:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+        started = time.perf_counter()
+        with quiet():
+            artifact = p.run(until=[step])[step]
+        found["seconds"][step] = time.perf_counter() - started
+        found["memory"][step] = peak()
+        found["disk"][step] = sum(f.stat().st_size for f in artifact.uri.rglob("*") if f.is_file()) / 1e9
+    found["waited"] = waited(p.run(until=["Transform"])["Transform"])
+    return found
+
+
+def peak() -> float:
+    """GB held at most since the peak was counted anew."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def waited(encoded: Any, steps: int = 300) -> dict[str, float]:
+    """Milliseconds of a step, the input's for it when it runs alone, and the share of time that a loop waits for it."""
+    import tensorflow as tf
+
+    from shortlist.trainers import two_tower
+    from shortlist.trainers._common import load_stored, next_item_batches
+
+    config = two_tower.Config(**{**SETTINGS, "epochs": 1000})
+    data, rows = load_stored(config, {"encoded": encoded})
+    examples = two_tower.make_examples(config, data, rows)
+    model = two_tower.make_model(config, data, examples)
+    step = tf.function(model.train_step, reduce_retracing=True)
+    batches = iter(next_item_batches(examples, config, 0)[0])
+    for _ in range(20):
+        step(next(batches))
+    stepping = waiting = 0.0
+    for _ in range(steps):
+        started = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        step(batch)
+        waiting, stepping = waiting + ready - started, stepping + time.perf_counter() - ready
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    alone = time.perf_counter() - started
+    return {"step": 1e3 * stepping / steps, "alone": 1e3 * alone / steps, "share": waiting / (waiting + stepping)}
+
+
+def measure(rows: int, workdir: Path) -> dict[str, Any]:
+    """`chain` in a process of its own, which has room for itself alone, and what it leaves is removed."""
+    folder = Path(tempfile.mkdtemp(prefix=f"out_of_core_{rows}_", dir=workdir))
+    try:
+        started = time.perf_counter()
+        _events.write(rows, folder)
+        made = time.perf_counter() - started
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", str(rows), "--workdir", str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{rows:,} rows failed with exit code {done.returncode}.")
+        found = json.loads(done.stdout.splitlines()[-1])
+        return {**found, "made": made, "log": (folder / "events.parquet").stat().st_size / 1e9}
+    finally:
+        shutil.rmtree(folder)
+
+
+def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rates = [one["rows"] / sum(one["seconds"].values()) for one in found]
+    rows: list[dict[str, Any]] = []
+    for one, rate in zip(found, rates, strict=True):
+        size, ratio = f"{one['rows']:,} rows", rate / rates[0]
+        bar = BAR if one is not found[0] else None
+        row = {"case": f"{size}: rows/s", "ours": round(rate), "peer": round(rates[0]), "ratio": round(ratio, 3)}
+        rows.append({**row, "bar": bar, "ok": bar is None or ratio >= bar})
+        memory = max(one["memory"].values())
+        row = {"case": f"{size}: GB held at most", "ours": round(memory, 2), "peer": MEMORY}
+        rows.append({**row, "ratio": round(memory / MEMORY, 3), "bar": 1.0, "ok": memory < MEMORY})
+        wait = one["waited"]
+        row = {"case": f"{size}: ms of input alone, against the step", "ours": round(wait["alone"], 2)}
+        row |= {"peer": round(wait["step"], 2), "ratio": round(wait["alone"] / wait["step"], 3)}
+        rows.append({**row, "bar": 1.0, "ok": wait["alone"] < wait["step"]})
+        row = {"case": f"{size}: share of the epoch that waits for input", "ours": round(wait["share"], 4)}
+        rows.append(
+            {**row, "peer": None, "ratio": round(wait["share"], 4), "bar": WAITED, "ok": wait["share"] < WAITED}
+        )
+    return rows
+
+
+def tell_steps(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        print(f"\n{one['rows']:,} rows; the log: {one['log']:.2f} GB, written in {one['made']:.0f} s")
+        for step, seconds in one["seconds"].items():
+            rate = one["rows"] / seconds
+            held, written = one["memory"][step], one["disk"][step]
+            print(f"  {step:18}{seconds:8.1f} s {rate:12,.0f} rows/s {held:6.2f} GB held {written:6.2f} GB written")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = plain_parser(__doc__, QUICK)
+    sizes = [10**6, 10**7, 10**8]
+    parser.add_argument(
+        "--rows", nargs="+", type=lambda x: int(float(x)), default=sizes, metavar="N", help=f"({sizes})"
+    )
+    parser.add_argument("--workdir", type=Path, default=None, help="has room for 100 bytes a row (the system's)")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    return parsed(parser, argv, QUICK)
+
+
+def main(argv: list[str]) -> int:
+    a = parse(argv)
+    if a.one:
+        print(json.dumps(chain(a.one, a.workdir)))
+        return 0
+    found: list[dict[str, Any]] = []
+    for rows in a.rows:
+        found.append(measure(rows, a.workdir))
+        print(found[-1], file=sys.stderr)
+    rows = table(found)
+    if a.json:
+        write_rows(a.json, rows)
+    print(f"\n{os.cpu_count()} CPUs; the two-tower: {SETTINGS}\n")
+    print_table(rows, ())
+    tell_steps(found)
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
