@@ -53,7 +53,9 @@ class Beam(Engine):
         self._pipeline()  # what the runner itself asks of the flags
 
     def run(self, folder: Path, *jobs: Job) -> list[Any]:
-        scratch = folder / f".beam-{uuid.uuid4().hex}"
+        for left in folder.glob(".beam-*"):  # by one that was killed
+            shutil.rmtree(left)
+        scratch = (folder / f".beam-{uuid.uuid4().hex}").absolute()
         scratch.mkdir(parents=True)
         try:
             jobs = tuple(self._prepared(job, scratch / str(number)) for number, job in enumerate(jobs))
@@ -163,6 +165,8 @@ def _import_beam() -> None:
         logging.disable(level)
         for handler in [h for h in logging.root.handlers if h not in handlers]:
             logging.root.removeHandler(handler)
+    if logging.getLogger("apache_beam").level == logging.NOTSET:
+        logging.getLogger("apache_beam").setLevel(logging.ERROR)  # what goes wrong is raised as well
 
 
 def _runner(name: str, options: Any) -> Any:

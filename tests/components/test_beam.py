@@ -119,7 +119,7 @@ def adversarial(seed: int, rows: int, giant: float, ids: list[str]) -> pa.Table:
     return log.take(pa.array(rng.integers(0, rows, rows)))
 
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(100, 600),
