@@ -9,10 +9,8 @@ What is sent about is small: jobs lie in that folder too, and a worker loads eac
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
-import logging
 import os
 import pickle
 import shutil
@@ -27,10 +25,9 @@ import pyarrow.parquet as pq
 from shortlist import ShortlistError
 from shortlist.components._analysis import Together, analyse
 from shortlist.components._batches import batches
+from shortlist.components._beam_flags import checked, import_beam, last_line, runner_of
 from shortlist.components._engine import Analyse, Each, Engine, EngineConfig, Job, Rows, Shuffle, Write
 
-INSTALL = "pip install 'shortlist[beam]'"
-DIRECT = ("DirectRunner", "SwitchingDirectRunner", "FnApiRunner")
 _REFUSED, _JOB, _TASK = "refused", "job.pickle", "task"
 
 Piece = tuple[int, int, int | None, int]
@@ -48,7 +45,7 @@ class Beam(Engine):
 
     def __init__(self, config: EngineConfig):
         super().__init__(config)
-        _import_beam()
+        import_beam()
         self.flags, self.runner = checked(config.beam)
         self._pipeline()  # what the runner itself asks of the flags
 
@@ -69,6 +66,7 @@ class Beam(Engine):
                 _COLLECT[type(job)](job, scratch / str(number), self.config.batch) for number, job in enumerate(jobs)
             ]
         finally:
+            _loaded.cache_clear()
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _prepared(self, job: Job, folder: Path) -> Job:
@@ -78,8 +76,13 @@ class Beam(Engine):
             job = dataclasses.replace(job, tables=[self._file(rows, folder, n) for n, rows in enumerate(job.tables)])
         elif not isinstance(job, Each):
             job = dataclasses.replace(job, rows=self._file(job.rows, folder))
-        theirs = dataclasses.replace(job, seen=None) if isinstance(job, Write) else job
-        if isinstance(job, Each):
+        theirs: Any = job
+        if isinstance(job, Write):  # jobs of one call may share a function, and it may hold vocabularies
+            shared = folder.parent / f"function-{id(job.function)}"
+            if not shared.exists():
+                shared.write_bytes(pickle.dumps(job.function, protocol=5))
+            theirs = dataclasses.replace(job, seen=None, function=shared)
+        elif isinstance(job, Each):
             theirs = dataclasses.replace(job, tasks=())
             for number, task in enumerate(job.tasks):
                 (folder / f"{_TASK}-{number:012d}").write_bytes(pickle.dumps(task, protocol=5))
@@ -99,95 +102,20 @@ class Beam(Engine):
 
         options = PipelineOptions(list(self.flags))
         try:
-            return apache_beam.Pipeline(runner=_runner(self.runner, options), options=options)
+            return apache_beam.Pipeline(runner=runner_of(self.runner, options), options=options)
         except (ValueError, ImportError, AttributeError, RuntimeError) as error:
-            raise ShortlistError(f"`--beam-…`: {self.runner} refuses its flags: {_last_line(error)}") from None
+            raise ShortlistError(f"`--beam-…`: {self.runner} refuses its flags: {last_line(error)}") from None
 
     def _ended(self, pipeline: Any) -> None:
         try:
             state = pipeline.run().wait_until_finish()
         except Exception as error:
             raise ShortlistError(
-                f"`--engine beam`: {self.runner} gave up: {_last_line(error)} What is finished is kept, and the same "
+                f"`--engine beam`: {self.runner} gave up: {last_line(error)} What is finished is kept, and the same "
                 "command goes on from there."
             ) from error
         if state not in (None, "DONE"):
             raise ShortlistError(f"`--engine beam`: {self.runner} ended without having done it. Received: {state}.")
-
-
-def checked(given: Sequence[str]) -> tuple[list[str], str]:
-    """Beam's flags with their dashes, and the name of the runner.
-
-    Raises:
-      ShortlistError: for a flag that Beam doesn't know (unless the runner asks its own service what it knows), a value
-        that it doesn't take, and a runner that does not exist.
-    """
-    from apache_beam.options import pipeline_options
-    from apache_beam.runners.runner import create_runner
-
-    class Parser(pipeline_options._BeamArgumentParser):
-        def error(self, message: str) -> Any:
-            raise ShortlistError(f"`--beam-…`: Beam refuses a flag: {message.replace('--', '--beam-')}.")
-
-    parser = Parser(add_help=False, allow_abbrev=False)
-    for options in {str(cls): cls for cls in pipeline_options.PipelineOptions.__subclasses__()}.values():
-        options._add_argparse_args(parser)
-    flags = [f"--{flag}" for flag in given]
-    known, unknown = parser.parse_known_args(flags)
-    runner = known.runner or DIRECT[0]
-    names = [*pipeline_options.StandardOptions.KNOWN_RUNNER_NAMES]
-    try:
-        kind = type(create_runner(runner))
-    except (ImportError, AttributeError) as error:
-        raise ShortlistError(f"`--beam-runner` cannot be loaded: {_last_line(error)} Received: {runner}.") from None
-    except ValueError:
-        raise ShortlistError(f"`--beam-runner` must be one of {', '.join(names)}. Received: {runner}.") from None
-    asks = any("portable_runner" in base.__module__ for base in kind.__mro__)
-    if unknown and not asks:
-        name = unknown[0].partition("=")[0]
-        near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
-        raise ShortlistError(
-            f"`{name.replace('--', '--beam-')}` is not a flag of Beam's {runner}."
-            + (f" Did you mean `{near[0].replace('--', '--beam-')}`?" if near else "")
-        )
-    quiet = [] if known.default_sdk_harness_log_level else ["--default_sdk_harness_log_level=WARNING"]
-    return [*flags, *quiet], runner
-
-
-def _import_beam() -> None:
-    handlers, level = list(logging.root.handlers), logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it warns of parts that are not installed, and not needed
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError:
-        raise ShortlistError(f"`--engine beam` needs Apache Beam. Install it: {INSTALL}.") from None
-    finally:
-        logging.disable(level)
-        for handler in [h for h in logging.root.handlers if h not in handlers]:
-            logging.root.removeHandler(handler)
-    if logging.getLogger("apache_beam").level == logging.NOTSET:
-        logging.getLogger("apache_beam").setLevel(logging.ERROR)  # what goes wrong is raised as well
-
-
-def _runner(name: str, options: Any) -> Any:
-    """The runner; the direct one is Beam's own in Python, since by default it fetches a program from the net."""
-    from apache_beam.runners.runner import create_runner
-
-    if name.rpartition(".")[2] not in DIRECT:
-        return create_runner(name)
-    from apache_beam.portability.api import beam_provision_api_pb2
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
-    from apache_beam.runners.portability.portable_runner import JobServiceHandle
-
-    told = JobServiceHandle.encode_pipeline_options(options.get_all_options())
-    told = beam_provision_api_pb2.ProvisionInfo(pipeline_options=told)
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(told))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = next((line for line in reversed(lines) if not line.startswith(("[", "~", "^"))), type(error).__name__)
-    return f"{text[:300].rstrip('.')}."
 
 
 # What is added to a pipeline for a job. `folder` is that of the job.
@@ -265,9 +193,13 @@ def _add_each(pipeline: Any, job: Each, folder: Path, size: int) -> None:
 # What workers do.
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
+def _loaded(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
 def _job(folder: Path) -> Any:
-    return pickle.loads((folder / _JOB).read_bytes())
+    return _loaded(folder / _JOB)
 
 
 @contextlib.contextmanager
@@ -327,7 +259,7 @@ def _write_shard(folder: Path, size: int, piece: Piece) -> None:
     job = _job(folder)
     number, _, group, start = piece
     with _refusals(folder, number):
-        tables = map(job.function, job.rows.batches(size, group, start))
+        tables = map(_loaded(job.function), job.rows.batches(size, group, start))
         first = next(tables)
         with _whole(folder / f"shard-{number:012d}") as partial, pq.ParquetWriter(partial, first.schema) as writer:
             for table in itertools.chain([first], tables):

@@ -41,7 +41,7 @@ class Component:
     """
 
     output: ClassVar[type[Artifact]]
-    engine = Engine()
+    engine: Engine = Engine()
     """Does the data work. It is no part of the identity: the artifact is the same."""
 
     def __init__(self, config: Config | None = None, name: str = ""):

@@ -44,7 +44,7 @@ class _Commands(TyperGroup):
             code = super().main(given, prog_name, **{**extra, "standalone_mode": False})
         except USAGE_ERROR as error:
             where = error.ctx.command_path if error.ctx else "shortlist"
-            _print_error(f"{error.format_message().rstrip('.')}. See `{where} --help`.")
+            _print_error(f"{error.format_message().rstrip('.').replace(BEAM, '--beam-…')}. See `{where} --help`.")
             code = 2
         sys.exit(code or 0)
 

@@ -259,7 +259,7 @@ def test_beam_that_is_not_installed_and_engines_that_there_are_not(tmp_path: Pat
 
 
 def test_flags_of_portable_runners_are_theirs_to_know() -> None:
-    from shortlist.components._beam import checked
+    from shortlist.components._beam_flags import checked
 
     flags, runner = checked(["runner=FlinkRunner", "flink_master=localhost:8081", "a_flag_of_the_job_server=1"])
     assert runner == "FlinkRunner"
