@@ -51,6 +51,11 @@ def checked(given: Sequence[str]) -> tuple[list[str], str]:
 
 
 def import_beam() -> None:
+    """Loads Beam, without what it says meanwhile.
+
+    Raises:
+      ShortlistError: if it is not installed.
+    """
     handlers, level = list(logging.root.handlers), logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns of parts that are not installed, and not needed
     try:
@@ -69,7 +74,7 @@ def runner_of(name: str, options: Any) -> Any:
     """A runner; the direct one is Beam's own in Python, since by default it fetches a program from the net."""
 
     if name.rpartition(".")[2] not in DIRECT:
-        return createrunner_of(name)
+        return create_runner(name)
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -80,6 +85,7 @@ def runner_of(name: str, options: Any) -> Any:
 
 
 def last_line(error: BaseException) -> str:
+    """What an error says at its end, where runners put what has happened in a worker."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if not line.startswith(("[", "~", "^"))), type(error).__name__)
     return f"{text[:300].rstrip('.')}."
