@@ -8,7 +8,7 @@ from typing import Any
 from shortlist import ShortlistError
 
 INSTALL = "pip install 'shortlist[beam]'"
-DIRECT = ("DirectRunner", "SwitchingDirectRunner", "FnApiRunner")
+DIRECT = ("direct", "switchingdirect", "fnapi")
 
 
 def checked(given: Sequence[str]) -> tuple[list[str], str]:
@@ -30,7 +30,7 @@ def checked(given: Sequence[str]) -> tuple[list[str], str]:
         options._add_argparse_args(parser)
     flags = [f"--{flag}" for flag in given]
     known, unknown = parser.parse_known_args(flags)
-    runner = known.runner or DIRECT[0]
+    runner = known.runner or "DirectRunner"
     names = [*pipeline_options.StandardOptions.KNOWN_RUNNER_NAMES]
     try:
         kind = type(create_runner(runner))
@@ -72,8 +72,9 @@ def import_beam() -> None:
 
 def runner_of(name: str, options: Any) -> Any:
     """A runner; the direct one is Beam's own in Python, since by default it fetches a program from the net."""
+    from apache_beam.runners.runner import create_runner
 
-    if name.rpartition(".")[2] not in DIRECT:
+    if name.rpartition(".")[2].lower().removesuffix("runner") not in DIRECT:
         return create_runner(name)
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
