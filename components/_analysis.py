@@ -185,7 +185,8 @@ class Quantiles:
     def merge(self, a: Summary, b: Summary) -> Summary:
         if not a.count or not b.count:
             return a if a.count else b
-        levels = [[*x, *y] for x, y in itertools.zip_longest(a.levels, b.levels, fillvalue=[])]
+        none: list[np.ndarray] = []
+        levels = [[*x, *y] for x, y in itertools.zip_longest(a.levels, b.levels, fillvalue=none)]
         merged = Summary(levels, a.count + b.count, min(a.minimum, b.minimum), max(a.maximum, b.maximum))
         if merged.count > self.exact:
             self._collapse(merged)

@@ -81,7 +81,8 @@ class Beam(Engine):
             shared = folder.parent / f"function-{id(job.function)}"
             if not shared.exists():
                 shared.write_bytes(pickle.dumps(job.function, protocol=5))
-            theirs = dataclasses.replace(job, seen=None, function=shared)
+            changes: dict[str, Any] = {"seen": None, "function": shared}
+            theirs = dataclasses.replace(job, **changes)
         elif isinstance(job, Each):
             theirs = dataclasses.replace(job, tasks=())
             for number, task in enumerate(job.tasks):

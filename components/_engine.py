@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from shortlist.components._config import Config
 from shortlist.components._hashing import cut
 from shortlist.components._sources import readable
 
-Source = Path | pa.Table
+Source: TypeAlias = "Path | pa.Table"
 """A Parquet file, or a table that is in memory."""
 Function = Callable[[pa.Table], pa.Table]
 """Makes a batch of a batch."""
@@ -182,7 +182,7 @@ class Each:
         return [self.work(task) for task in self.tasks]
 
 
-Job = Analyse | Write | Shuffle | Each
+Job: TypeAlias = "Analyse | Write | Shuffle | Each"
 
 
 class Engine:

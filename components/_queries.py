@@ -7,6 +7,7 @@ timestamp of the target split; the items removed as seen are those of all earlie
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,7 @@ class Queries:
     def __getitem__(self, rows: slice) -> "Queries":
         """Some queries that follow each other."""
         fields = {name: value for name, value in vars(self).items() if name != "split"}
-        cut = {
+        cut: dict[str, Any] = {
             name: {key: own[rows] for key, own in value.items()} if isinstance(value, Mapping) else value[rows]
             for name, value in fields.items()
         }
