@@ -150,13 +150,15 @@ class Encoded(Artifact):
       (row of the model's tables, 1 when not in the vocabulary), item int32, timestamp int64, rating float32,
       watch_time float32 (null as NaN), positive bool, watched bool (false for an impression without a watch),
       `context_<dimension>` int32 (0 missing or unknown), query int32 (row of `searches.npy`, where there are any);
-      sorted as in `Splits`, `user_key` in the place of the user.
+      sorted as in `Splits`, `user_key` in the place of the user. A row group ends where a user does, so that a trainer
+      can read users without their neighbours.
     - `items.parquet`: one row an item row, the two reserved ones included: id string, title string, year int16 and
       added int64 (0 if unknown), genres list<int32> (rows of the genre vocabulary), `category_<column>` int32 (0
       missing, 1 unknown), `number_<column>` float32 (null as NaN), listed bool, whether it may be returned.
     - `users.parquet`: one row a `user_key`: id string, user int32, `user_<column>` int32 (of the items' vocabulary
       where they have the column) or float32.
-    - `searches.npy`: int32 `[N, T]`, the words of each text that is searched for, row 0 for none.
+    - `searches.npy`: int32 `[N, T]`, the words of each text that is searched for, in the order of the texts, row 0 for
+      none.
     - `state.json`: `{"fitted_on", "items", "users", "genres": [...], "positive_threshold", "time": {"min", "max"},
       "year_boundaries", "request": what a query says besides (see `RequestColumns`), ...}`; `items.txt`, `users.txt`,
       `genres.txt`, `category_<column>.txt`, `user_<column>.txt`, `context_<dimension>.txt`, `query.txt`: the

@@ -78,3 +78,14 @@ def columns(encoded: Encoded, name: str) -> dict[str, np.ndarray]:
     """The columns of `<name>.parquet`."""
     table = pq.read_table(encoded / f"{name}.parquet")
     return {c: table[c].to_numpy() for c in table.column_names}
+
+
+def example_lines(batch: dict[str, np.ndarray]) -> list[tuple]:
+    """The examples as the oracle writes them; the padding is checked and cut off."""
+    found = []
+    for user, history, times, time, label in zip(*batch.values(), strict=True):
+        length = int((history > 0).sum())
+        assert not history[length:].any()
+        assert not times[length:].any()
+        found.append((user, tuple(history[:length]), tuple(times[:length]), time, label))
+    return found

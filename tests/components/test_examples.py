@@ -7,6 +7,7 @@ import numpy as np
 import oracles
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tables import example_lines as lines
 
 from shortlist.components._examples import NextItemExamples
 
@@ -30,17 +31,6 @@ def encoded(drawn: list[tuple[int, int, int, bool]]) -> tuple[list[dict], dict[s
     }
     names = ("user", "item", "timestamp", "positive")
     return [dict(zip(names, (r[0] + 2, *r[1:]), strict=True)) for r in drawn if r[1] >= 2], table
-
-
-def lines(batch: dict[str, np.ndarray]) -> list[tuple]:
-    """The examples as the oracle writes them; the padding is checked and cut off."""
-    found = []
-    for user, history, times, time, label in zip(*batch.values(), strict=True):
-        length = int((history > 0).sum())
-        assert not history[length:].any()
-        assert not times[length:].any()
-        found.append((user, tuple(history[:length]), tuple(times[:length]), time, label))
-    return found
 
 
 @settings(max_examples=150, deadline=None)
