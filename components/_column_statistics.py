@@ -218,4 +218,7 @@ class ColumnStatistics:
 
 
 def _most(counts: pa.Table, number: int) -> pa.Table:
-    return counts.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, number).combine_chunks()
+    if not len(counts):
+        return counts
+    order = [("count", "descending"), ("value", "ascending")]
+    return counts.take(pc.select_k_unstable(counts, k=number, sort_keys=order)).combine_chunks()
