@@ -2,8 +2,9 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+T = TypeVar("T")
 BATCH = 2**19
 """Rows that a pass over a table holds at a time."""
 BUCKET = 2**22
@@ -26,12 +28,21 @@ def batches(
     which may be empty."""
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
-        empty, groups = True, None if group is None else [group]
-        for batch in file.iter_batches(size, row_groups=groups, columns=columns):
-            empty = False
-            yield pa.Table.from_batches([batch]).select(schema.names)
-        if empty:
+        about, groups = (file.metadata, None) if group is None else (file.metadata.row_group(group), [group])
+        if not about.num_rows:
             yield schema.empty_table()
+        for batch in ahead(file.iter_batches(size, row_groups=groups, columns=columns)):
+            yield pa.Table.from_batches([batch]).select(schema.names)
+
+
+def ahead(things: Iterator[T]) -> Iterator[T]:
+    """The same, each made while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        end = object()
+        waiting: Future[Any] = pool.submit(next, things, end)
+        while (thing := waiting.result()) is not end:
+            waiting = pool.submit(next, things, end)
+            yield thing
 
 
 def rows_of(path: Path) -> int:

@@ -1,12 +1,12 @@
 """(history, next item) training examples from encoded interactions, without a loop over users."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 
 from shortlist.components._analysis import Quantiles, analyse
+from shortlist.components._batches import ahead
 from shortlist.components._queries import NO_TIME, Rows
 from shortlist.components._stored_rows import StoredRows
 
@@ -169,16 +169,5 @@ class StreamedExamples:
             yield held
 
     def _examples(self, windows: Iterator[np.ndarray]) -> Iterator[NextItemExamples]:
-        """The examples of each window, made one ahead of where they are used."""
-
-        def read(pieces: np.ndarray) -> NextItemExamples:
-            return self.make(self.rows.read(pieces))
-
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for pieces in windows:
-                now, ahead = ahead, pool.submit(read, pieces)
-                if now is not None:
-                    yield now.result()
-            if ahead is not None:
-                yield ahead.result()
+        """The examples of each window, the next one's made while one is used."""
+        return ahead(self.make(self.rows.read(pieces)) for pieces in windows)

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pydantic
 
 from shortlist import ShortlistError
@@ -269,7 +270,7 @@ def _by_user(path: Path, folder: Path, plan: Plan) -> Iterator[pa.Table]:
     bucket = (np.cumsum(plan.sizes) - plan.sizes) // BUCKET
     firsts = np.flatnonzero(np.diff(bucket, prepend=-1))
     if len(firsts) == 1:
-        yield pa.concat_tables(batches(path)).combine_chunks()
+        yield pq.read_table(path).combine_chunks()
     else:
         yield from scattered(batches(path), folder, "user", plan.users.take(pa.array(firsts)).to_pylist())
 

@@ -113,6 +113,14 @@ def test_rare_items_are_out_of_vocabulary_and_too_few_is_refused(tmp_path: Path)
     )
 
 
+def test_only_the_most_frequent_are_kept_where_there_is_a_limit(tmp_path: Path) -> None:
+    encoded = encode(write_splits(tmp_path / "s", {"train": TRAIN}, ITEMS), top=2)
+    first, second = by_count_then_hash({"x": 3, "y": 1, "z": 1})[:2]
+    assert (encoded / "items.txt").read_text() == f"{first}\n{second}\n"
+    assert EncodedData(encoded).num_items == 4
+    assert sorted(columns(encoded, "train")["item"]) == [1, 2, 2, 2, 3]
+
+
 def test_fitted_on_all_knows_what_came_later(tmp_path: Path) -> None:
     encoded = encode(write_splits(tmp_path / "s", {"train": TRAIN, "test": TEST}, ITEMS), fit_on="all")
     assert set((encoded / "items.txt").read_text().split()) == {"x", "y", "z", "new"}
