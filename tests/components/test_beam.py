@@ -140,10 +140,13 @@ def test_artifacts_are_the_same_on_what_is_made_to_break_them(
 
 
 def test_artifacts_are_the_same_by_processes(tmp_path: Path) -> None:
-    pq.write_table(adversarial(0, 600, 0.5, ["a"]), tmp_path / "log.parquet", row_group_size=200)
+    pq.write_table(adversarial(0, 600, 0.5, ["a"]), tmp_path / "log.parquet")
     given = {"source": f"parquet:{tmp_path / 'log.parquet'}"}
-    here = described(tmp_path / "here", Engine(), given, 0, strategy="kfold")
-    assert_same(here, described(tmp_path / "there", beam(200, *WORKERS), given, 0, strategy="kfold"))
+    here = described(tmp_path / "here", Engine(EngineConfig(batch=200)), given, 0, strategy="kfold")
+    p = Pipeline(tmp_path / "there", engine=beam(200, *WORKERS))
+    p.add(StatisticsGen(), p.given("ExampleGen", here["ExampleGen"]))
+    p.add(Transform(TransformConfig(query_words=0, min_count=2, top=300)), p.given("Splitter", here["Splitter"]))
+    assert_same(here, p.run())
 
 
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
