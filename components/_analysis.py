@@ -4,6 +4,10 @@ Each has `start() → state`, `add(state, table) → state`, `merge(a, b) → st
 beside the rows that it was made from and can be pickled; merging is associative, and the order of the parts does not
 matter for what is fitted (for `Quantiles` past `exact` rows, not beyond its stated error). No state that is given is
 changed. The local runner adds batch after batch (`analyse`), a cluster merges many.
+
+An analysis by value, whose state grows with the number of different values, can also be cut: `split(state, n)` makes
+states of n buckets of values, of which each worker merges its own; `reduce(state)` leaves what is needed of a bucket
+that is complete, and `join` makes the result of those of all buckets.
 """
 
 import itertools
@@ -15,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from shortlist.components._categories import one_line
+from shortlist.components._hashing import split_tables
 
 S = TypeVar("S")
 EXACT = 2**24
@@ -88,6 +93,18 @@ class Counts:
         if sum(map(len, state[1:])) > max(len(state[0]) if state else 0, 2**16):
             state = [_added_up(state)]
         return state
+
+    def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
+        """States of the values of each bucket, all of which are in one."""
+        return split_tables(state, "value", buckets)
+
+    def reduce(self, state: list[pa.Table]) -> pa.Table:
+        """What is needed of a bucket that is complete."""
+        return self.result(state)
+
+    def join(self, reduced: Sequence[pa.Table]) -> pa.Table:
+        """The result of all buckets."""
+        return pa.concat_tables([table for table in reduced if len(table)] or reduced[:1])
 
     def result(self, state: list[pa.Table]) -> pa.Table:
         return (

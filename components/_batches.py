@@ -21,13 +21,17 @@ GROUP = 2**16
 """Rows of a row group of an encoded part."""
 
 
-def batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a file in their order, at most `BATCH` at a time; at least one table, which may be empty."""
+def batches(
+    path: Path, columns: Sequence[str] | None = None, size: int = BATCH, group: int | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a file, or of one of its row groups, in their order, at most `size` at a time; at least one table,
+    which may be empty."""
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
-        if not file.metadata.num_rows:
+        about, groups = (file.metadata, None) if group is None else (file.metadata.row_group(group), [group])
+        if not about.num_rows:
             yield schema.empty_table()
-        for batch in ahead(file.iter_batches(BATCH, columns=columns)):
+        for batch in ahead(file.iter_batches(size, row_groups=groups, columns=columns)):
             yield pa.Table.from_batches([batch]).select(schema.names)
 
 

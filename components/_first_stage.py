@@ -70,7 +70,11 @@ def load_index(index: Index) -> Any:
 
 
 def build_shortlist(
-    data: EncodedData, sources: Mapping[str, Index], config: ShortlistConfig, approximate: bool = False
+    data: EncodedData,
+    sources: Mapping[str, Index],
+    config: ShortlistConfig,
+    approximate: bool = False,
+    catalogue: "Catalogue | None" = None,
 ) -> "Shortlist":
     """The first stage over `data`'s catalogue: the same object for candidates, evaluation and the served graph.
 
@@ -79,6 +83,7 @@ def build_shortlist(
       sources: the indexes by name, in the order of the union.
       config: of the first stage.
       approximate: ask the approximate indexes of those sources that have one, which no graph can hold.
+      catalogue: what `describe_catalogue` says of them, for whoever shall not read all interactions again.
 
     Raises:
       ShortlistError: if a source was not made for this catalogue, or a quota names no source.
@@ -91,7 +96,7 @@ def build_shortlist(
         index.refuse_unless_made_from(data.artifact)
     loaded = {name: load_index(index) for name, index in sources.items()}
     vectors = {name: s.item_vectors().numpy() for name, s in loaded.items() if hasattr(s, "item_vectors")}
-    catalogue = describe_catalogue(data, config.recent_years)
+    catalogue = describe_catalogue(data, config.recent_years) if catalogue is None else catalogue
     quota = config.quotas(loaded)
     features = RankingFeatures(catalogue, vectors, tuple(loaded), config.history_length, tuple(quota.values()))
     size = min(config.size, sum(quota.values()))

@@ -61,7 +61,7 @@ def fit(config: Any, splits: Splits, analysed: Analysed) -> "Fitted":
     searches = pa.chunked_array([c for t in texts for c in t.chunks], pa.string()).unique().sort()
     new = None
     if NEW in part_names(splits):
-        new = analysed(Together({"user": Counts("user")}), [NEW])["user"]["value"]
+        new = vocabulary(analysed(Together({"user": Counts("user")}), [NEW])["user"])
     return Fitted(config, splits, found, searches, new)
 
 
@@ -133,7 +133,7 @@ class Fitted:
         splits: Splits,
         found: Mapping[str, Any],
         searches: pa.Array,
-        new_users: pa.ChunkedArray | None,
+        new_users: pa.Array | None,
     ):
         refreshed = new_users is not None
         threshold = splits.read_json("splits.json")["positive_threshold"]

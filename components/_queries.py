@@ -7,6 +7,7 @@ timestamp of the target split; the items removed as seen are those of all earlie
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -133,6 +134,11 @@ class Ragged:
     offsets: np.ndarray
     values: np.ndarray
 
+    def __getitem__(self, rows: slice) -> "Ragged":
+        """Some rows that follow each other."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return Ragged(offsets - offsets[0], self.values[offsets[0] : offsets[-1]])
+
     def padded(self, start: int, stop: int, width: int | None = None) -> np.ndarray:
         """Rows `[stop - start, L]`, padded with 0 on the right; `width` is the least L."""
         lengths = np.diff(self.offsets[start : stop + 1])
@@ -165,6 +171,15 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def __getitem__(self, rows: slice) -> "Queries":
+        """Some queries that follow each other."""
+        fields = {name: value for name, value in vars(self).items() if name != "split"}
+        cut: dict[str, Any] = {
+            name: {key: own[rows] for key, own in value.items()} if isinstance(value, Mapping) else value[rows]
+            for name, value in fields.items()
+        }
+        return Queries(self.split, **cut)
 
     def batches(self, size: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
         """Slices and padded tensors: a `Query` (see `shortlist.models._base`) plus `exclude` int32 `[B, E]`."""

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,15 +22,10 @@ REQUIRED = {"source": ("user", "item"), "interactions": ("user", "item"), "items
 
 @dataclass(frozen=True)
 class Stored:
-    """The interactions of a Parquet file with our names, a table a batch of rows."""
+    """The interactions of a Parquet file, not read, and our names of its columns, see `renamed`."""
 
     path: Path
     columns: Mapping[str, str]
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        with _whole_parquet(self.path, "source"):
-            for table in batches(self.path):
-                yield _renamed(table.replace_schema_metadata(None), self.columns)
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,13 @@ class Tables:
     items: pa.Table | None
     users: pa.Table | None
     about: Mapping[str, str]
+
+    def all_interactions(self) -> pa.Table:
+        """In memory."""
+        if isinstance(self.interactions, pa.Table):
+            return self.interactions
+        path, columns = self.interactions.path, self.interactions.columns
+        return renamed(pa.concat_tables(readable(batches(path), path, "source")), columns)
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def _raw(path: Path, setting: str, columns: Mapping[str, str], form: str = "") -
 
 def _named(raw: pa.Table, columns: Mapping[str, str], path: Path, setting: str) -> pa.Table:
     """With our names; refused without the ids that the table must have, or without rows."""
-    table = _renamed(raw, columns)
+    table = renamed(raw, columns)
     require(table, REQUIRED[setting], raw.column_names, path.name)
     if len(table) == 0:
         raise ShortlistError(f"`{setting}` must hold at least one row. Received: {path}, a table without rows.")
@@ -164,6 +166,18 @@ def _read_parquet(path: Path, setting: str, columns: Mapping[str, str]) -> pa.Ta
         return _unique_names(table.replace_schema_metadata(None), path, setting)
 
 
+def readable(tables: Iterable[pa.Table], path: Path, setting: str) -> Iterator[pa.Table]:
+    """The tables of a Parquet file that the user named, whose pages are first looked at here."""
+    with _whole_parquet(path, setting):
+        iterator = iter(tables)
+    while True:
+        with _whole_parquet(path, setting):
+            table = next(iterator, None)
+        if table is None:
+            return
+        yield table.replace_schema_metadata(None)
+
+
 @contextlib.contextmanager
 def _whole_parquet(path: Path, setting: str) -> Iterator[None]:
     try:
@@ -200,7 +214,7 @@ def _refuse_unused(columns: Mapping[str, str], names: Mapping[str, list[str]]) -
             )
 
 
-def _renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
+def renamed(table: pa.Table, columns: Mapping[str, str]) -> pa.Table:
     """With our names; a column that has one of them but is not the one meant is left out."""
     mapped = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
     kept = [n for n in table.column_names if n not in mapped and n not in mapped.values()]

@@ -5,6 +5,7 @@ Data rows are counted from 1; the header of a CSV file is not one.
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -23,9 +24,13 @@ _NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$"
 
 
 class Place(str):
-    """The name of a table as it stands in a message, of which only the rows after the first `before` are looked at."""
+    """The name of a table as it stands in a message, of which only the rows after the first `before` are looked at.
+
+    `heads` are the `plain_head`s of columns of the whole table.
+    """
 
     before = 0
+    heads: Mapping[str, Any] = MappingProxyType({})
 
 
 def show(value: Any, limit: int = 60) -> str:
@@ -130,6 +135,12 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(missing, pa.scalar(None, pa.string()), values)
 
 
+def plain_head(values: pa.ChunkedArray) -> Any:
+    """The first value that is not missing, by whose form `seconds` reads a column of text; None where there is none."""
+    known = _plain(values).drop_null()
+    return known[0].as_py() if len(known) else None
+
+
 def numbers(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray:
     """Finite float32 numbers or nulls."""
     plain = _plain(values)
@@ -163,8 +174,7 @@ def seconds(values: pa.ChunkedArray, column: str, where: str) -> pa.ChunkedArray
     rule = "must be seconds since 1970 or an ISO 8601 date and time, the same form in every row, or empty"
     found = plain
     if _is_text(plain.type):
-        known = plain.drop_null()
-        head = known[0].as_py() if len(known) else "0"
+        head = getattr(where, "heads", {}).get(column) or plain_head(plain) or "0"
         if pc.match_substring_regex(pa.scalar(head), _NUMBER).as_py():
             try:
                 found = plain.cast(pa.int64())
@@ -268,15 +278,18 @@ def event_keys(columns: Sequence[str]) -> list[str]:
 
 def drop_duplicates(interactions: pa.Table) -> tuple[pa.Table, int]:
     """Without the rows that repeat the user, item, timestamp, event, query and context of an earlier one."""
+    keep = first_rows(interactions)
+    dropped = len(keep) - int(keep.sum())
+    return (interactions.filter(pa.array(keep)) if dropped else interactions), dropped
+
+
+def first_rows(interactions: pa.Table) -> np.ndarray:
+    """Bool `[N]`: whether a row repeats no earlier one."""
     keys = event_keys(interactions.column_names)
     numbered = interactions.select(keys).append_column("row", pa.array(np.arange(len(interactions))))
-    rows = numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()
-    dropped = len(interactions) - len(rows)
-    if dropped:
-        keep = np.zeros(len(interactions), bool)
-        keep[rows] = True
-        interactions = interactions.filter(pa.array(keep))
-    return interactions, dropped
+    keep = np.zeros(len(interactions), bool)
+    keep[numbered.group_by(keys, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()] = True
+    return keep
 
 
 def completed(table: pa.Table, key: str, found: pa.ChunkedArray, where: str) -> pa.Table:

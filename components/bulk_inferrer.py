@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pydantic
 
 from shortlist import ShortlistError
 from shortlist.components._config import Config
+from shortlist.components._engine import Each, Engine
 from shortlist.components._files import locked, replace_file, replacing
 from shortlist.components._progress import progress
 
@@ -77,7 +79,9 @@ def read_users(given: str, saved_model: Path) -> np.ndarray:
     return users
 
 
-def predict(saved_model: Path, users: np.ndarray, out: Path, config: BulkConfig | None = None) -> Predicted:
+def predict(
+    saved_model: Path, users: np.ndarray, out: Path, config: BulkConfig | None = None, engine: Engine | None = None
+) -> Predicted:
     """Writes what the signature `recommend` answers to every user, all else absent.
 
     `out/part-<n>-of-<m>.parquet`: user string; items list<string>, best first; scores list<float>; sources
@@ -111,15 +115,11 @@ def predict(saved_model: Path, users: np.ndarray, out: Path, config: BulkConfig 
                 )
             replace_file(state, json.dumps(asked, indent=2))
             missing = [n for n, part in enumerate(parts) if not part.exists()]
-            rows = [users[n * config.shard : (n + 1) * config.shard] for n in missing]
-            answered = sum(map(len, rows))
+            tasks = [(parts[n].absolute(), users[n * config.shard : (n + 1) * config.shard]) for n in missing]
+            answered = 0
             if missing:
-                ask = _asker(saved_model, config)
-                with progress("users", answered) as advance:
-                    for n, some in zip(missing, rows, strict=True):
-                        table = _table(some, ask(some), advance)
-                        with replacing(parts[n]) as partial:
-                            pq.write_table(table, partial, compression="zstd")
+                work = Answer(saved_model.absolute(), config)
+                answered = sum((engine or Engine()).run(out.absolute(), Each(tasks, work))[0])
     except (OSError, ValueError) as error:
         if isinstance(error, ShortlistError):
             raise
@@ -128,6 +128,25 @@ def predict(saved_model: Path, users: np.ndarray, out: Path, config: BulkConfig 
             f"whole stays, and the same command goes on from there. Received: {out}."
         ) from error
     return Predicted(len(users), shards, answered)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Writes the answers to some users into a file, and says how many they are."""
+
+    saved_model: Path
+    config: BulkConfig
+
+    @cached_property
+    def ask(self) -> Callable[[np.ndarray], Iterator[tuple[np.ndarray, Any]]]:
+        """See `_asker`."""
+        return _asker(self.saved_model, self.config)
+
+    def __call__(self, task: tuple[Path, np.ndarray]) -> int:
+        part, users = task
+        with progress(part.stem, len(users)) as advance, replacing(part) as partial:
+            pq.write_table(_table(users, self.ask(users), advance), partial, compression="zstd")
+        return len(users)
 
 
 def _asker(saved_model: Path, config: BulkConfig) -> Callable[[np.ndarray], Iterator[tuple[np.ndarray, Any]]]:

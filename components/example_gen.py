@@ -1,23 +1,35 @@
 """ExampleGen: any source of interactions, as three Parquet tables with fixed types."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from shortlist.components._analysis import Counts
-from shortlist.components._batches import Writer
+from shortlist.components._batches import rows_of
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
-from shortlist.components._duplicates import Duplicates
+from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Write
+from shortlist.components._hashing import split_tables
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
-from shortlist.components._sources import Tables, digest, read_files
-from shortlist.components._tables import INTERACTIONS, ITEMS, USERS, Place, completed, conform
+from shortlist.components._sources import Stored, Tables, digest, read_files, renamed
+from shortlist.components._tables import (
+    INTERACTIONS,
+    ITEMS,
+    USERS,
+    Place,
+    completed,
+    conform,
+    event_keys,
+    first_rows,
+    plain_head,
+)
 from shortlist.components.artifacts import Examples
 from shortlist.components.pipeline import Component
 from shortlist.components.simulator import parse_simulated, simulation_of
@@ -129,27 +141,42 @@ class ExampleGen(Component):
     def run(self, out: Path) -> None:
         tables = read(self.config, out)
         name = Path(self.config.rest).name if self.config.kind in _PATHS else self.config.source
-        path, duplicates = out / "interactions.parquet", Duplicates(out / "hashes")
-        counts = {key: Counts(key) for key in ("item", "user")}
-        found = {key: counter.start() for key, counter in counts.items()}
-        with Writer(path) as writer:
-            given = [tables.interactions] if isinstance(tables.interactions, pa.Table) else tables.interactions
-            for table in given:
-                place = Place(name)
-                place.before = writer.rows
-                table = conform(table, INTERACTIONS, place)
-                duplicates.add(table)
-                found = {key: counter.add(found[key], table) for key, counter in counts.items()}
-                writer.write(table)
-        dropped = duplicates.drop(path)
+        written = out / "interactions.parquet"
+        dropped, first = self._interactions(tables.interactions, name, written)
         sides = (("items", ITEMS, "item", tables.items), ("users", USERS, "user", tables.users))
-        for side, known, key, content in sides:
-            file = getattr(self.config, side)
-            where = file.name if file else f"the {side} of {name}"
-            content = pa.table({key: pa.array([], pa.string())}) if content is None else content
-            ids = counts[key].result(found[key])["value"]
-            pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{side}.parquet")
-        self._describe(out, tables.about, writer.rows - dropped, dropped)
+        for table, known, key, found in sides:
+            path = getattr(self.config, table)
+            where = path.name if path else f"the {table} of {name}"
+            ids = first[key]
+            content = pa.table({key: ids.slice(0, 0)}) if found is None else found
+            pq.write_table(completed(conform(content, known, where), key, ids, where), out / f"{table}.parquet")
+        self._describe(out, tables.about, rows_of(written), dropped)
+
+    def _interactions(self, given: pa.Table | Stored, name: str, out: Path) -> tuple[int, dict[str, pa.ChunkedArray]]:
+        """Writes the interactions of a source; how many it drops, and the ids of items and users as they first come."""
+        if isinstance(given, Stored):
+            path, columns = given.path.absolute(), given.columns
+            rows, names = Rows(path, numbered=True, setting="source"), pq.read_schema(path).names
+        else:
+            rows, columns, names = Rows(given, numbered=True), {}, given.column_names
+        heads = {}
+        if (theirs := columns.get("timestamp", "timestamp")) in names:
+            stamps = replace(rows, columns=[theirs], numbered=False).batches(self.engine.config.batch)
+            found = (plain_head(table[theirs]) for table in stamps)
+            heads["timestamp"] = next((head for head in found if head is not None), None)
+        self.engine.run(out.parent, Write(rows, out, Conform(name, columns, heads)))
+        keys = event_keys(pq.read_schema(out).names)
+        buckets, *first = self.engine.run(
+            out.parent,
+            Shuffle(Rows(out, keys, True), ("user", "item"), duplicate_rows),
+            *(Analyse(FirstMet(key), [Rows(out, [key], True)]) for key in ("item", "user")),
+        )
+        dropped = np.sort(np.concatenate(buckets))
+        if len(dropped):
+            every = out.rename(out.with_suffix(".every"))
+            self.engine.run(out.parent, Write(Rows(every, numbered=True), out, Without(dropped)))
+            every.unlink()
+        return len(dropped), {key: table["value"] for key, table in zip(("item", "user"), first, strict=True)}
 
     def _describe(self, out: Path, about: Mapping[str, str], rows: int, dropped: int) -> None:
         source = {"source": self.config.source, **about, "rows": rows, "duplicates_dropped": dropped}
@@ -157,6 +184,84 @@ class ExampleGen(Component):
         console.print(f"          {about['name']}: {rows:,} rows", style="dim", highlight=False, markup=False)
         console.print(f"          licence: {about['licence']}", style="dim", highlight=False, markup=False)
         console.print(f"          cite: {about['citation']}", style="dim", highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Conform:
+    """Checks a batch of interactions, with a column `ROW`, and gives it the types of `Examples`.
+
+    Args:
+      where: what they are called.
+      columns: our name of a column to its name there.
+      heads: see `Place`.
+    """
+
+    where: str
+    columns: Mapping[str, str]
+    heads: Mapping[str, Any]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        place = Place(self.where)
+        place.before, place.heads = table[ROW][0].as_py() if len(table) else 0, self.heads
+        return conform(renamed(table.drop_columns([ROW]), self.columns), INTERACTIONS, place)
+
+
+def duplicate_rows(table: pa.Table) -> np.ndarray:
+    """int64: the numbers of the rows, a column `ROW`, that repeat an earlier one."""
+    return table[ROW].to_numpy()[~first_rows(table)]
+
+
+@dataclass(frozen=True)
+class Without:
+    """Leaves rows out by their numbers, int64 in ascending order."""
+
+    rows: np.ndarray
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        first = table[ROW][0].as_py() if len(table) else 0
+        low, high = np.searchsorted(self.rows, (first, first + len(table)))
+        keep = np.ones(len(table), bool)
+        keep[self.rows[low:high] - first] = False
+        return table.drop_columns([ROW]).filter(pa.array(keep))
+
+
+@dataclass(frozen=True)
+class FirstMet:
+    """An analysis: columns `value` and `row`, the different values of a column and the first row of each, in its order.
+
+    Rows are numbered by the column `ROW`.
+    """
+
+    column: str
+
+    def start(self) -> list[pa.Table]:
+        return []
+
+    def add(self, state: list[pa.Table], table: pa.Table) -> list[pa.Table]:
+        return self.merge(state, [_first(pa.table({"value": table[self.column], "row": table[ROW]}))])
+
+    def merge(self, a: list[pa.Table], b: list[pa.Table]) -> list[pa.Table]:
+        state = [*a, *b]  # joined when the later ones have as many rows as the first, as `Counts` are
+        if sum(map(len, state[1:])) > max(len(state[0]) if state else 0, 2**16):
+            state = [_first(pa.concat_tables(state))]
+        return state
+
+    def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
+        return split_tables(state, "value", buckets)
+
+    def reduce(self, state: list[pa.Table]) -> pa.Table:
+        return self.result(state)
+
+    def join(self, reduced: Sequence[pa.Table]) -> pa.Table:
+        return pa.concat_tables(reduced).sort_by("row")
+
+    def result(self, state: list[pa.Table]) -> pa.Table:
+        return _first(pa.concat_tables(state)).sort_by("row")
+
+
+def _first(table: pa.Table) -> pa.Table:
+    found = table.group_by("value", use_threads=False).aggregate([("row", "min")])
+    return pa.table({"value": found["value"], "row": found["row_min"]})
 
 
 def read(config: DataConfig, scratch: Path) -> Tables:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from shortlist import ShortlistError, __version__
 from shortlist.components._config import Config
+from shortlist.components._engine import Engine
 from shortlist.components._files import locked, sync
 from shortlist.components._progress import console
 from shortlist.components.artifacts import LINEAGE, Artifact
@@ -40,6 +41,8 @@ class Component:
     """
 
     output: ClassVar[type[Artifact]]
+    engine: Engine = Engine()
+    """Does the data work. It is no part of the identity: the artifact is the same."""
 
     def __init__(self, config: Config | None = None, name: str = ""):
         self.config = config
@@ -79,10 +82,12 @@ class Pipeline:
     Args:
       workdir: the run's folder. Artifacts go to `<workdir>/artifacts/<step>/<fingerprint>/`.
       shared: let other shared pipelines run in the folder at the same time; they wait for each other's steps.
+      engine: does the data work of the steps.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], shared: bool = False):
-        self.workdir, self.shared = Path(workdir), shared
+    def __init__(self, workdir: str | os.PathLike[str], shared: bool = False, engine: Engine | None = None):
+        self.shared, self.engine = shared, engine or Engine()
+        self.workdir = Path(workdir).absolute() if self.engine.apart else Path(workdir)
         self.steps: dict[str, _Step] = {}
         self.there: dict[str, Artifact] = {}
         self.ran: list[str] = []
@@ -118,6 +123,7 @@ class Pipeline:
                     )
                 needs.append(node.step)
         given = {name: value for name, value in bound.items() if value is not None}
+        component.engine = self.engine
         self.steps[component.name] = _Step(component, given, needs)
         return Node(component.name, component.output)
 
@@ -210,6 +216,7 @@ class Pipeline:
                 },
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
                 "seconds": round(time.time() - started, 2),
+                "engine": self.engine.config.model_dump(mode="json"),
                 "versions": _versions(),
             }
             _sync(partial, json.dumps(lineage, indent=2))

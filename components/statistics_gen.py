@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shortlist.components._analysis import Counts, Together
+from shortlist.components._column_statistics import DOMAIN, SHARES, ColumnStatistics
+from shortlist.components._engine import Analyse, Rows, Shuffle, Source
 from shortlist.components.artifacts import Examples, Statistics
 from shortlist.components.pipeline import Component
 
+__all__ = ["DOMAIN", "TABLES", "StatisticsGen"]
 TABLES = ("interactions", "items", "users")
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-DOMAIN = 100
-"""Text columns with at most so many values are listed in full."""
-_FREQUENT = 20
 
 
 class StatisticsGen(Component):
@@ -35,98 +35,70 @@ class StatisticsGen(Component):
     output = Statistics
 
     def run(self, out: Path, examples: Examples) -> None:
-        tables = {table: _table(examples / f"{table}.parquet") for table in TABLES}
-        columns = ["user", "item", "timestamp"]
-        matrix = _matrix(pq.read_table(examples / "interactions.parquet", columns=columns))
-        matrix["catalogue"] = tables["items"]["rows"]
+        paths = {table: examples / f"{table}.parquet" for table in TABLES}
+        jobs = [Analyse(describing(pq.read_schema(path)), [Rows(path)]) for path in paths.values()]
+        found = self.engine.run(out, *jobs, *matrix_jobs(paths["interactions"]))
+        rows = {table: pq.read_metadata(path).num_rows for table, path in paths.items()}
+        tables = {name: {"rows": rows[name], "columns": about} for name, about in zip(TABLES, found, strict=False)}
+        matrix = matrix_of(tables["interactions"], *found[len(TABLES) :])
+        matrix["catalogue"] = rows["items"]
         (out / "statistics.json").write_text(
             json.dumps({"tables": tables, "matrix": matrix}, indent=1, ensure_ascii=False, allow_nan=False)
         )
 
 
-def _table(path: Path) -> dict[str, Any]:
-    schema = pq.read_schema(path)
-    columns = {name: _column(pq.read_table(path, columns=[name])[name]) for name in schema.names}
-    return {"rows": pq.read_metadata(path).num_rows, "columns": columns}
+def describing(schema: pa.Schema) -> Together:
+    """The analyses of the columns of a table."""
+    return Together({field.name: ColumnStatistics(field.name, field.type) for field in schema})
 
 
-def _column(values: pa.ChunkedArray) -> dict[str, Any]:
-    kind = values.type
-    about: dict[str, Any] = {"type": str(kind), "nulls": values.null_count}
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(values), 0)
-        values = pc.list_flatten(values)
-        about |= {"empty": pc.sum(pc.equal(lengths, 0)).as_py() or 0, "values": len(values)}
-        kind = values.type
-    values = values.drop_null()
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind):
-        about |= _most_frequent(values)
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        about |= _numbers(values.cast(pa.float64(), safe=False), kind)
-        about |= _most_frequent(values) if not pa.types.is_decimal(kind) else {}
-    elif pa.types.is_temporal(kind):
-        ends = pc.min_max(values).as_py()
-        about |= {"minimum": _text(ends["min"]), "maximum": _text(ends["max"])}
-    return about
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _numbers(values: pa.ChunkedArray, kind: pa.DataType) -> dict[str, Any]:
-    finite = values.filter(pc.is_finite(values))
-    ends = pc.min_max(finite).as_py()
-    whole = pa.types.is_integer(kind)
-    cut = pc.quantile(finite, list(QUANTILES)).to_pylist()
-    return {
-        "not_finite": len(values) - len(finite),
-        "minimum": int(ends["min"]) if whole and len(finite) else ends["min"],
-        "maximum": int(ends["max"]) if whole and len(finite) else ends["max"],
-        "mean": pc.mean(finite).as_py(),
-        "standard_deviation": pc.stddev(finite, ddof=0).as_py(),
-        "quantiles": {str(q): value for q, value in zip(QUANTILES, cut, strict=True)} if len(finite) else {},
-    }
-
-
-def _most_frequent(values: pa.ChunkedArray) -> dict[str, Any]:
-    if pa.types.is_floating(values.type):
-        values = values.filter(pc.is_finite(values))
-    counted = pc.value_counts(values)
-    table = pa.table({"value": counted.field("values"), "count": counted.field("counts")})
-    listed = len(table) if len(table) <= DOMAIN and not pa.types.is_floating(values.type) else _FREQUENT
-    frequent = table.sort_by([("count", "descending"), ("value", "ascending")]).slice(0, listed)
-    pairs = [list(pair) for pair in zip(frequent["value"].to_pylist(), frequent["count"].to_pylist(), strict=True)]
-    return {"distinct": len(table), "most_frequent": pairs}
-
-
-def _matrix(table: pa.Table) -> dict[str, Any]:
-    rows = len(table)
-    users, items, pairs = (
-        table.group_by(list(keys)).aggregate([([], "count_all")])["count_all"].to_numpy()
-        for keys in (("user",), ("item",), ("user", "item"))
+def matrix_jobs(interactions: Source) -> tuple[Analyse, Shuffle, Shuffle]:
+    """What has to be known of the matrix beside its columns."""
+    counts = Together({"user": Counts("user"), "item": Counts("item")})
+    return (
+        Analyse(counts, [Rows(interactions, ["user", "item"])]),
+        Shuffle(Rows(interactions, ["user", "item"]), ("user", "item"), count_pairs),
+        Shuffle(Rows(interactions, ["user", "timestamp"]), ("user", "timestamp"), count_sharing),
     )
+
+
+def count_pairs(table: pa.Table) -> int:
+    """How many different rows there are."""
+    return table.group_by(table.column_names).aggregate([]).num_rows
+
+
+def count_sharing(table: pa.Table) -> tuple[int, int]:
+    """How many rows with a timestamp there are, and how many of them share it with another one of the user."""
     timed = table.filter(pc.is_valid(table["timestamp"])).group_by(["user", "timestamp"])
-    sharing = timed.aggregate([([], "count_all")])["count_all"].to_numpy()
-    ends = pc.min_max(table["timestamp"]).as_py()
+    rows = timed.aggregate([([], "count_all")])["count_all"].to_numpy()
+    return int(rows.sum()), int(rows[rows > 1].sum())
+
+
+def matrix_of(
+    about: dict[str, Any], counts: dict[str, pa.Table], pairs: Sequence[int], sharing: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """The shape of the matrix, from the statistics of the interactions and the results of `matrix_jobs`."""
+    users, items = (counts[name]["count"].to_numpy() for name in ("user", "item"))
+    timed, shared = np.sum(sharing, axis=0)
+    times = about["columns"]["timestamp"]
     return {
-        "rows": rows,
+        "rows": about["rows"],
         "users": len(users),
         "items": len(items),
-        "density": len(pairs) / (len(users) * len(items)),
+        "density": sum(pairs) / (len(users) * len(items)),
         "rows_per_user": _spread(users),
         "rows_per_item": _spread(items),
-        "first_timestamp": ends["min"],
-        "last_timestamp": ends["max"],
-        "tied": float(sharing[sharing > 1].sum() / sharing.sum()) if len(sharing) else None,
+        "first_timestamp": times["minimum"],
+        "last_timestamp": times["maximum"],
+        "tied": float(shared / timed) if timed else None,
     }
 
 
-def _spread(counts: Sequence[int] | np.ndarray) -> dict[str, Any]:
-    cut = np.quantile(counts, QUANTILES)
+def _spread(counts: np.ndarray) -> dict[str, Any]:
+    cut = np.quantile(counts, SHARES)
     return {
         "minimum": int(np.min(counts)),
         "maximum": int(np.max(counts)),
         "mean": float(np.mean(counts)),
-        "quantiles": {str(q): float(value) for q, value in zip(QUANTILES, cut, strict=True)},
+        "quantiles": {str(q): float(value) for q, value in zip(SHARES, cut, strict=True)},
     }

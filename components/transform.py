@@ -1,6 +1,5 @@
 """Strings to table rows: vocabularies, bucket boundaries and quantiles, fitted on the training part only."""
 
-import itertools
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -13,10 +12,11 @@ import pyarrow as pa
 import pydantic
 
 from shortlist import ShortlistError
-from shortlist.components._analysis import Together, analyse
-from shortlist.components._batches import GROUP, Writer, batches, sort_by_key
+from shortlist.components._analysis import Together
+from shortlist.components._batches import GROUP, batches, sort_by_key
 from shortlist.components._categories import is_number
 from shortlist.components._config import Config
+from shortlist.components._engine import Analyse, Rows, Write
 from shortlist.components._fitted import fit, part_names
 from shortlist.components.artifacts import Encoded, Splits
 from shortlist.components.pipeline import Component
@@ -119,29 +119,37 @@ class Transform(Component):
         Raises:
           ShortlistError: if no item is left in the vocabulary.
         """
-        fitted = fit(self.config, splits, partial(_analysed, splits))
-        for name in part_names(splits):
-            path, sizes, ordered = out / f"{name}.parquet", np.zeros(len(fitted.encoder.users), np.int64), True
-            last = 0
-            with Writer(path, "user_key", GROUP) as writer:
-                for batch in batches(splits / f"{name}.parquet"):
-                    encoded = fitted.encoder(batch)
-                    keys = encoded["user_key"].to_numpy()
-                    sizes += np.bincount(keys, minlength=len(sizes))
-                    ordered &= bool((np.diff(keys, prepend=last) >= 0).all())
-                    last = keys[-1] if len(keys) else last
-                    writer.write(encoded)
-            if not ordered:  # such as after a ContextSplitter, which renames users
+        fitted = fit(self.config, splits, partial(self._analysed, splits, out))
+        parts = {out / f"{name}.parquet": splits / f"{name}.parquet" for name in part_names(splits)}
+        orders = {path: _Order(len(fitted.encoder.users)) for path in parts}
+        settings = {"key": "user_key", "group": GROUP}
+        encode = (Write(Rows(of), path, fitted.encoder, settings, orders[path]) for path, of in parts.items())
+        self.engine.run(out, *encode)
+        for path, order in orders.items():
+            if not order.kept:  # such as after a ContextSplitter, which renames users
                 unordered = path.rename(path.with_suffix(".unordered"))
-                sort_by_key(path, "user_key", sizes, partial(batches, unordered))
+                sort_by_key(path, "user_key", order.sizes, partial(batches, unordered))
                 unordered.unlink()
         fitted.write(out)
         for name in ("splits.json", "source.json"):
             shutil.copy(splits / name, out / name)
 
+    def _analysed(self, splits: Splits, out: Path, analysis: Together, parts: Sequence[str]) -> dict[str, Any]:
+        """The results of an analysis of some parts."""
+        columns = list(analysis.parts)
+        tables = [Rows(splits / f"{name}.parquet", columns) for name in parts]
+        return self.engine.run(out, Analyse(analysis, tables))[0]
 
-def _analysed(splits: Splits, analysis: Together, parts: Sequence[str]) -> dict[str, Any]:
-    """The results of an analysis of some parts, read one after the other."""
-    columns = list(analysis.parts)
-    tables = itertools.chain.from_iterable(batches(splits / f"{name}.parquet", columns) for name in parts)
-    return analysis.result(analyse(analysis, tables))
+
+class _Order:
+    """Looks at batches of encoded rows that follow each other: whether users come in order, and `sizes`, the rows of
+    each."""
+
+    def __init__(self, users: int):
+        self.sizes, self.kept, self._last = np.zeros(users, np.int64), True, 0
+
+    def __call__(self, encoded: pa.Table) -> None:
+        keys = encoded["user_key"].to_numpy()
+        self.sizes += np.bincount(keys, minlength=len(self.sizes))
+        self.kept &= bool((np.diff(keys, prepend=self._last) >= 0).all())
+        self._last = keys[-1] if len(keys) else self._last

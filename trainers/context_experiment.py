@@ -108,8 +108,7 @@ def run_experiment(config: ContextExperiment, workdir: Path) -> dict[str, Any]:
 
 def read_ratings(config: DataConfig, scratch: Path) -> Ratings:
     """The rated rows of a source, all of them."""
-    given = read(config, scratch).interactions
-    found = given if isinstance(given, pa.Table) else pa.concat_tables(given)
+    found = read(config, scratch).all_interactions()
     table = conform(found, INTERACTIONS, config.source)
     table = table.filter(pc.is_valid(table["rating"]))
     names = dimensions_of(table)

@@ -9,6 +9,7 @@ from typing import Any
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
 from shortlist.components._config import parse
+from shortlist.components._engine import engine_of
 from shortlist.components._files import replace_file
 from shortlist.components.artifacts import LINEAGE, Artifact, Bundle, Encoded, Index, Model, ModelEvaluation, Splits
 from shortlist.components.exporter import Exporter, ExporterConfig
@@ -117,7 +118,7 @@ def refresh(run: Run, config: RefreshConfig) -> Pipeline:
     Raises:
       ShortlistError: if the run has no bundle, or is no longer whole.
     """
-    p = Pipeline(run.settings.workdir)
+    p = Pipeline(run.settings.workdir, engine=engine_of(run.settings.engine))
     bundle, evaluation = run.artifact("Exporter", Bundle), run.artifact("Evaluator", ModelEvaluation)
     made = bundle.parents
     before: Encoded = made["encoded"]

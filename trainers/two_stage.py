@@ -13,6 +13,7 @@ import tomllib
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
 from shortlist.components._config import Config, nearest, parse, unknown
+from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
 from shortlist.components.evaluator import TWO_STAGE, UNION, EvaluationConfig, Evaluator
@@ -58,12 +59,14 @@ class TwoStage(Config):
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
       warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
+      engine: where data work is done, which changes no result.
     """
 
     workdir: Path = Path("runs/demo")
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     refit: bool = False
     warm_start: Path | None = None
+    engine: EngineConfig = EngineConfig()
     data: DataConfig = DataConfig()
     schemas: SchemaConfig = SchemaConfig()
     validator: ValidatorConfig = ValidatorConfig()
@@ -116,7 +119,7 @@ def shortlist_only(config: TwoStage, shared: bool = False) -> Pipeline:
 
 def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, tuple[Node, Node], Node, Node, dict[str, Node]]:
     """The steps before the sources: what describes the data, its parts, these encoded, and the baselines."""
-    p = Pipeline(config.workdir, shared)
+    p = Pipeline(config.workdir, shared, engine_of(config.engine))
     examples = p.add(ExampleGen(config.data))
     statistics = p.add(StatisticsGen(), examples)
     schema = p.add(SchemaGen(config.schemas), statistics, examples)
@@ -262,16 +265,14 @@ def load_config(file: Path | Mapping[str, Any] | None = None, overrides: Mapping
         values = _merge(values, read_toml(file) if isinstance(file, Path) else copy.deepcopy(dict(file)))
     set_by_name(values, overrides or {})
     for group in ("sources", "baselines"):
-        named = _table(values.get(group, {}), group).items()
-        values[group] = {name: _model(name, spec, f"{group}.{name}") for name, spec in named}
+        values[group] = {n: _model(n, s, f"{group}.{n}") for n, s in _table(values.get(group, {}), group).items()}
     values["ranker"] = _model(RANKER, values.get("ranker", {}), "ranker")
     values["evaluation"] = {**_table(values.get("evaluation", {}), "evaluation"), "run_seed": values.get("seed", 0)}
     config = parse(TwoStage, values)
     _check_models(config)
     config.shortlist.quotas(config.sources)  # refuses a quota that names no source
-    for models in (config.sources, config.baselines, {RANKER: config.ranker}):
-        for name, model in models.items():
-            _trainer(name, model, config)  # refuses settings that don't fit before anything runs
+    for name, model in (*config.sources.items(), *config.baselines.items(), (RANKER, config.ranker)):
+        _trainer(name, model, config)  # refuses settings that don't fit before anything runs
     for group, models in (("sources", config.sources), ("baselines", config.baselines)):
         for name in models:
             _check_bases(config, group, (name,))
@@ -362,9 +363,8 @@ def _check_bases(config: TwoStage, group: str, path: tuple[str, ...]) -> None:
                 f"{where} must not lead back to where it came from, or neither could be trained first. "
                 f"Received: {' of '.join((*path, base))}."
             )
-        if hasattr(settings, "held_back") and hasattr(
-            _trainer(base, _model_of(config, base), config).config, "held_back"
-        ):
+        other = _trainer(base, _model_of(config, base), config).config
+        if hasattr(settings, "held_back") and hasattr(other, "held_back"):
             raise ShortlistError(
                 f"{where} must name models that keep no rows back for themselves, as {path[-1]} does. "
                 f"Received: {base!r}."

@@ -39,16 +39,22 @@ class _Commands(TyperGroup):
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
         """Ends the process with the command's exit code."""
-        given = list(sys.argv[1:] if args is None else args) or ["--help"]
+        given = list(map(_beam_flag, sys.argv[1:] if args is None else args)) or ["--help"]
         try:
             code = super().main(given, prog_name, **{**extra, "standalone_mode": False})
         except USAGE_ERROR as error:
             where = error.ctx.command_path if error.ctx else "shortlist"
-            _print_error(f"{error.format_message().rstrip('.')}. See `{where} --help`.")
+            _print_error(f"{error.format_message().rstrip('.').replace(BEAM, '--beam-…')}. See `{where} --help`.")
             code = 2
         sys.exit(code or 0)
 
 
+def _beam_flag(word: str) -> str:
+    """`--beam-runner=X` as a value of the option that stands for all flags of Beam."""
+    return f"{BEAM}={word[7:]}" if word.startswith("--beam-") and not word.startswith(BEAM) else word
+
+
+BEAM = "--beam-FLAG"
 USAGE_ERROR: Any = typer.BadParameter.__base__  # of Click, or of the copy that newer versions of Typer hold
 app = typer.Typer(
     help="Two-stage recommenders for TensorFlow: retrieve a shortlist, rank it, serve it.",
@@ -79,6 +85,13 @@ Overrides = Annotated[
 Force = Annotated[list[str] | None, typer.Option(metavar="STEP", help="Run this step again although it is cached.")]
 Threshold = Annotated[
     float | None, typer.Option(help="The lowest rating that is a positive. [default: every watch is one]")
+]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="Where data work is done: local or beam. [default: local]")
+]
+BeamFlags = Annotated[
+    list[str] | None,
+    typer.Option(BEAM, metavar="[=VALUE]", help="A flag of Beam's own, such as --beam-runner=FlinkRunner; any number."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of every trainer. [default: 0]")]
 Run = Annotated[Path, typer.Argument(help="A run's folder.")]
@@ -121,6 +134,8 @@ def run(
         typer.Option(metavar="RUN", help="Begin with the embeddings that an earlier run learned, by id; it is kept."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: 5]", min=1)] = None,
+    engine: EngineName = None,
+    beam: BeamFlags = None,
     force: Force = None,
 ) -> None:
     """The whole pipeline: from interactions to a pushed SavedModel.
@@ -137,6 +152,7 @@ def run(
     from shortlist.trainers.two_stage import load_config, two_stage
 
     _, given = _given("two_stage", data, archive_dir, None, overrides, seed, positive_threshold)
+    given |= _engine_given(engine, beam)
     if keep is not None:
         given["push.keep"] = keep
     if warm_start is not None:
@@ -157,6 +173,8 @@ def train(
     overrides: Overrides = None,
     seed: Seed = None,
     positive_threshold: Threshold = None,
+    engine: EngineName = None,
+    beam: BeamFlags = None,
     force: Force = None,
 ) -> None:
     """One model alone, and its figures beside the baselines'. A ranker is trained on the shipped sources' shortlist.
@@ -171,7 +189,7 @@ def train(
     _, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
     baselines: dict[str, Any] = {"baselines": {}} if model in ("item_knn", "popularity") else {}
     folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}
-    settings = load_config(None, {**alone(model), **baselines, **folder, **given})
+    settings = load_config(None, {**alone(model), **baselines, **folder, **_engine_given(engine, beam), **given})
     if model == RANKER:
         done = _execute(two_stage, settings, force, until=["Reporter"])
     else:
@@ -408,20 +426,26 @@ def predict(
     k: Annotated[int, typer.Option("-k", help="How many items a user.")] = 10,
     shard: Annotated[int, typer.Option(help="Users a file.")] = 100_000,
     batch_size: Annotated[int | None, typer.Option(help="Users at a time. [default: by the catalogue]")] = None,
+    engine: EngineName = None,
+    beam: BeamFlags = None,
 ) -> None:
     """Recommendations for many users, as Parquet, from the bundle of a run.
 
-    The same command goes on where it was stopped: files that are there are kept.
+    The same command goes on where it was stopped: files that are there are kept. With --engine beam every worker makes
+    whole files.
 
     Example: [bold]shortlist predict runs/demo --users all --out predictions[/bold]
     """
     from shortlist.components._config import parse
+    from shortlist.components._engine import EngineConfig, engine_of
     from shortlist.components.bulk_inferrer import BulkConfig, predict, read_users
 
     config = parse(BulkConfig, {"k": k, "shard": shard, "batch_size": batch_size}, "`predict`")
+    given = {name.removeprefix("engine."): value for name, value in _engine_given(engine, beam).items()}
+    where = engine_of(parse(EngineConfig, given, "`--engine`"))
     bundle = _bundle_of(run)
     started = time.monotonic()
-    done = predict(bundle, read_users(users, bundle), folder, config)
+    done = predict(bundle, read_users(users, bundle), folder, config, where)
     seconds = time.monotonic() - started
     already = f", {done.users - done.answered:,} of them already there" if done.answered < done.users else ""
     out.print(
@@ -654,6 +678,11 @@ def _given(
         own = {name if "." in name else place_of(model) + name: value for name, value in {**file, **own}.items()}
         file = {}
     return file, {**{name: value for name, value in options.items() if value is not None}, **own}
+
+
+def _engine_given(name: str | None, beam: list[str] | None) -> dict[str, Any]:
+    """What the options say of the engine, by dotted names."""
+    return ({"engine.name": name} if name else {}) | ({"engine.beam": beam} if beam else {})
 
 
 def _slug(*parts: str) -> str:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components import bulk_inferrer
+from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components.bulk_inferrer import BulkConfig, Predicted, predict, read_users
 
 
@@ -62,6 +63,18 @@ def test_the_size_of_batches_and_files_changes_no_answer(model: Path, tmp_path: 
         ]
         for a, b in zip(answers[0], other, strict=True):
             np.testing.assert_allclose(a["scores"], b["scores"], rtol=1e-6)
+
+
+def test_beam_writes_the_same_files_and_goes_on_with_those_that_are_missing(model: Path, tmp_path: Path) -> None:
+    users = read_users("all", model)
+    beam = engine_of(EngineConfig(name="beam"))
+    assert predict(model, users, tmp_path / "there", BulkConfig(shard=7), beam) == Predicted(24, 4, 24)
+    predict(model, users, tmp_path / "here", BulkConfig(shard=7))
+    assert read(tmp_path / "there") == read(tmp_path / "here")
+    next((tmp_path / "there").glob("*.parquet")).unlink()
+    assert predict(model, users, tmp_path / "there", BulkConfig(shard=7), beam).answered in (3, 7)
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("there", "here")]
+    assert names[0] == names[1]
 
 
 def test_the_batches_stay_within_the_cells(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

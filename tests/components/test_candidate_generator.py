@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist import ShortlistError
+from shortlist.components import candidate_generator
+from shortlist.components._engine import Engine, EngineConfig, engine_of
 from shortlist.components._first_stage import ShortlistConfig, build_shortlist
 from shortlist.components._queries import EncodedData, Queries, Ragged, build_queries
 from shortlist.components.artifacts import Artifact, Candidates, Examples
@@ -27,8 +29,10 @@ from shortlist.trainers import weighted_logistic
 SEEDS = {"left": 1, "right": 2}
 
 
-def generate(workdir: Path, parts: dict[str, list[tables.Row]], **config: Any) -> dict[str, Artifact]:
-    pipeline = Pipeline(workdir)
+def generate(
+    workdir: Path, parts: dict[str, list[tables.Row]], engine: Engine | None = None, **config: Any
+) -> dict[str, Artifact]:
+    pipeline = Pipeline(workdir, engine=engine)
     encoded = fixed_models.encoded(pipeline, parts)
     sources = {n: pipeline.add(fixed_models.FixedIndex(n, seed), encoded) for n, seed in SEEDS.items()}
     pipeline.add(CandidateGenerator(ShortlistConfig(**{"size": 8, "quota": 5, **config})), encoded, sources)
@@ -121,6 +125,27 @@ def test_candidates_hold_exactly_what_was_retrieved(run: dict[str, Artifact], pa
     assert info["sources"] == list(SEEDS)
     assert info["weight_from"] == "rating"
     assert ShortlistConfig(**info["shortlist"]) == ShortlistConfig(size=8, quota=5)
+
+
+def test_users_in_several_tasks_and_on_beam_get_the_same_candidates(
+    tmp_path: Path, run: dict[str, Artifact], parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidate_generator, "USERS", 3)
+    beam = engine_of(EngineConfig(name="beam", batch=20))
+    found = [generate(tmp_path / name, parts, engine) for name, engine in (("here", None), ("there", beam))]
+    for split in Candidates.NAMES:
+        whole, cut, there = (load(each, split) for each in (run, *found))
+        assert whole.keys() == cut.keys() == there.keys()
+        assert len(whole["user_key"]) > 3
+        for name, values in whole.items():
+            np.testing.assert_array_equal(cut[name], there[name])
+            assert (cut[name].dtype, cut[name].shape) == (values.dtype, values.shape)
+            if name != "history":
+                np.testing.assert_allclose(cut[name], values, rtol=1e-5, atol=1e-6)
+    names = {path.name for path in found[1]["CandidateGenerator"].uri.iterdir()}
+    assert names == {path.name for path in run["CandidateGenerator"].uri.iterdir()}
+    infos = [each["CandidateGenerator"].read_json("candidates.json") for each in (run, *found)]
+    assert infos[0] == infos[1] == infos[2]
 
 
 def test_the_answer_to_an_empty_history_is_popularity(run: dict[str, Artifact], parts: Any) -> None:

@@ -1,3 +1,6 @@
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import oracles
 import pyarrow as pa
@@ -6,9 +9,11 @@ from data_cases import write
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortlist.components._column_statistics import SHARES, Moments, moments
+from shortlist.components._engine import Engine
 from shortlist.components.example_gen import DataConfig, ExampleGen
 from shortlist.components.pipeline import Pipeline
-from shortlist.components.statistics_gen import QUANTILES, StatisticsGen, _column, _matrix
+from shortlist.components.statistics_gen import StatisticsGen, describing, matrix_jobs, matrix_of
 
 LOG = {
     "user": ["u1", "u1", "u1", "u2"],
@@ -16,6 +21,16 @@ LOG = {
     "timestamp": [10, 10, 30, 10],
     "rating": [1.0, 2.0, 3.0, None],
 }
+
+
+def matrix(table):
+    about = {"rows": len(table), "columns": described(table)}
+    return matrix_of(about, *Engine().run(Path(), *matrix_jobs(table)))
+
+
+def described(table):
+    analysis = describing(table.schema)
+    return analysis.result(analysis.add(analysis.start(), table))
 
 
 @pytest.fixture
@@ -78,18 +93,31 @@ def test_matrix_by_hand(statistics):
 def test_the_matrix_agrees_with_numpy(rows):
     users, items, times = np.array(rows).T
     text = {"user": pa.array(users.astype(str), pa.string()), "item": pa.array(items.astype(str), pa.string())}
-    found = _matrix(pa.table({**text, "timestamp": times}))
+    found = matrix(pa.table({**text, "timestamp": times}))
     assert found["tied"] == pytest.approx(oracles.shared_timestamps(users, times))
     cells = len(np.unique(users)) * len(np.unique(items))
     assert found["density"] == pytest.approx(len(np.unique(np.stack([users, items]), axis=1).T) / cells)
     counts = np.unique(items, return_counts=True)[1]
-    assert list(found["rows_per_item"]["quantiles"].values()) == pytest.approx(np.quantile(counts, QUANTILES))
+    assert list(found["rows_per_item"]["quantiles"].values()) == pytest.approx(np.quantile(counts, SHARES))
 
 
 def test_a_log_without_timestamps_has_no_ties():
-    found = _matrix(pa.table({"user": ["u"], "item": ["i"], "timestamp": pa.nulls(1, pa.int64())}))
+    found = matrix(pa.table({"user": ["u"], "item": ["i"], "timestamp": pa.nulls(1, pa.int64())}))
     assert found["tied"] is None
     assert found["first_timestamp"] is None
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30), st.integers(0, 30))
+def test_moments_are_those_of_fractions_however_the_numbers_are_cut(values, cut):
+    """A sum in floating point depends on its order, and its squares can be past what it holds."""
+    parts = [moments(np.array(part)) for part in (values[:cut], values[cut:]) if part]
+    found = sum(parts, Moments())
+    exact = [Fraction(v) for v in values]
+    mean = sum(exact) / len(exact)
+    variance = sum((v - mean) ** 2 for v in exact) / len(exact)
+    assert found.mean == float(mean)
+    assert abs(Fraction(found.standard_deviation) ** 2 - variance) <= variance / 10**14 + Fraction(1, 2**2000)
+    assert found == moments(np.array(values[::-1]))
 
 
 @pytest.mark.parametrize(
@@ -112,5 +140,5 @@ def test_a_log_without_timestamps_has_no_ties():
     ],
 )
 def test_further_columns_of_any_type(values, expected):
-    found = _column(pa.chunked_array([values]))
+    found = described(pa.table({"column": values}))["column"]
     assert {key: found.get(key) for key in expected} == expected

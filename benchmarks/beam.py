@@ -1,0 +1,157 @@
+"""ExampleGen, StatisticsGen and Transform by Apache Beam beside the local engine: time, memory, and the same artifacts.
+
+Each engine runs in a process of its own on the same generated log (`_events.py`), ten million rows by default. Beam's
+runner is the direct one with two worker processes. `ours` is Beam, `peer` the local engine; memory is the peak of the
+process that asks, which puts together what workers make, and of the largest worker.
+"""
+
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from _events import write
+from _table import parsed, plain_parser, print_table, write_rows
+
+QUICK: dict[str, Any] = {"rows": [100_000]}
+FLAGS = ("direct_running_mode=multi_processing", "direct_num_workers=2")
+STEPS = ("ExampleGen", "StatisticsGen", "Splitter", "Transform")
+BY_BEAM = ("ExampleGen", "StatisticsGen", "Transform")
+BAR = 2.0  # GB that no worker may exceed, whatever the rows
+
+
+def one(engine: str, source: str, workdir: Path) -> None:
+    """Runs the steps and prints what they took."""
+    from shortlist.components._engine import EngineConfig, engine_of
+    from shortlist.components.example_gen import DataConfig, ExampleGen
+    from shortlist.components.pipeline import Pipeline
+    from shortlist.components.splitter import Splitter
+    from shortlist.components.statistics_gen import StatisticsGen
+    from shortlist.components.transform import Transform
+
+    config = EngineConfig(name="beam", beam=FLAGS) if engine == "beam" else EngineConfig()
+    p = Pipeline(workdir, engine=engine_of(config))
+    examples = p.add(ExampleGen(DataConfig(source=source)))
+    p.add(StatisticsGen(), examples)
+    p.add(Transform(), p.add(Splitter(), examples))
+    peak = [0]
+    threading.Thread(target=watch_workers, args=(peak,), daemon=True).start()
+    done = p.run()
+    found = {
+        "seconds": {step: done[step].lineage["seconds"] for step in STEPS},
+        "folders": {step: str(done[step].uri) for step in STEPS},
+        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "worker": peak[0] / 2**20,
+    }
+    print(json.dumps(found))
+
+
+def watch_workers(peak: list[int]) -> None:
+    """Keeps the most memory that a worker of Beam's below this process had, kB."""
+    while True:
+        time.sleep(0.1)
+        parents, memory = {}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status = dict(
+                    line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line
+                )
+                if b"sdk_worker_main" in (folder / "cmdline").read_bytes():
+                    memory[int(folder.name)] = int(status["VmHWM"].split()[0])
+                parents[int(folder.name)] = int(status["PPid"])
+            except (OSError, KeyError):
+                continue
+        for process, kilobytes in memory.items():
+            above = process
+            while above in parents and above != os.getpid():
+                above = parents[above]
+            if above == os.getpid():
+                peak[0] = max(peak[0], kilobytes)
+
+
+def measured(engine: str, source: Path, workdir: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", engine, f"parquet:{source}", str(workdir / engine)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"The engine {engine} failed on {source}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two artifacts hold the same but for their lineage; of Parquet, the same values in the same order."""
+    names = [{p.name for p in folder.iterdir() if p.name != "lineage.json"} for folder in (one, other)]
+    return names[0] == names[1] and all(_same_file(one / name, other / name) for name in names[0])
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    if one.suffix != ".parquet":
+        return one.read_bytes() == other.read_bytes()
+    with pq.ParquetFile(one) as a, pq.ParquetFile(other) as b:
+        pairs = itertools.zip_longest(a.iter_batches(2**18), b.iter_batches(2**18))
+        return a.schema_arrow == b.schema_arrow and all(
+            x is not None and y is not None and all(map(_same_column, x.columns, y.columns)) for x, y in pairs
+        )
+
+
+def _same_column(a: Any, b: Any) -> bool:
+    """Bits of floating numbers, since a NaN is what it is."""
+    import pyarrow as pa
+
+    if not pa.types.is_floating(a.type):
+        return a.equals(b)
+    bits = [x.fill_null(0).to_numpy().tobytes() for x in (a, b)]
+    return bits[0] == bits[1] and a.is_null().equals(b.is_null())
+
+
+def rows_of(number: int, a: Any) -> list[dict[str, Any]]:
+    """The rows of the table for a log of so many rows."""
+    folder = a.workdir / f"{number}"
+    source = folder / "events.parquet"
+    if not source.exists():
+        write(number, folder)
+    runs = {engine: measured(engine, source, folder) for engine in ("local", "beam")}
+    found = []
+    for step in BY_BEAM:
+        ours, peer = (runs[engine]["seconds"][step] for engine in ("beam", "local"))
+        equal = same(*(Path(runs[engine]["folders"][step]) for engine in ("beam", "local")))
+        case = f"{number:,} rows, {step}: seconds"
+        found.append({"case": case, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": None, "ok": equal})
+    for what in ("process", "worker"):
+        ours, peer = (runs[engine][what] for engine in ("beam", "local"))
+        case = f"{number:,} rows, {'largest worker' if what == 'worker' else 'main process'}: GB"
+        peer = peer if what == "process" else None
+        ratio = ours / peer if peer else None
+        bar = BAR if what == "worker" else None  # the direct runner keeps what is shuffled in the main process
+        ok = bar is None or ours <= bar
+        found.append({"case": case, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "ok": ok})
+    return found
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["--one"]:
+        one(argv[1], argv[2], Path(argv[3]))
+        return 0
+    parser = plain_parser(__doc__, QUICK)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], help="sizes of the log")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/benchmark-beam"), help="(runs/benchmark-beam)")
+    a = parsed(parser, argv, QUICK)
+    rows: list[dict[str, Any]] = []
+    for number in a.rows:
+        rows += rows_of(number, a)
+        if a.json:
+            write_rows(a.json, rows)
+    print("\nBeam's direct runner, two worker processes, beside the local engine. `ok` of a step: equal artifacts.\n")
+    print_table(rows, ())
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
