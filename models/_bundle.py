@@ -198,7 +198,7 @@ class Servable(tf.Module):
     def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request = self._request(self._completed(given))
         proposals = self._proposed(request)
-        return self._answer(request, proposals, *self.shortlist.cut(proposals))
+        return self._answer(request, proposals, *self.shortlist.cut(proposals)[:2])
 
     def _proposed(self, request: Request) -> Proposals:
         return self.shortlist.propose(request.query, request.exclude, request.only, request.quotas)
@@ -295,10 +295,10 @@ class Servable(tf.Module):
         )
 
     def _scored(
-        self, request: Request, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
+        self, request: Request, proposals: Proposals, items: tf.Tensor, best: tf.Tensor, ranks: Any = None
     ) -> dict[str, tf.Tensor]:
-        """What the ranker says of `items` `[B, C]` beside the shortlist `best`."""
-        features, _ = self.shortlist.describe(request.query, proposals, items, best)
+        """What the ranker says of `items` `[B, C]` beside the shortlist `best`, `ranks` as for `describe`."""
+        features, _ = self.shortlist.describe(request.query, proposals, items, best, ranks)
         rows = tf.gather(self.ranker_rows, items), tf.gather(self.ranker_rows, request.query["history"])
         return self.ranker.score(features, *rows)
 
@@ -310,8 +310,8 @@ class Servable(tf.Module):
     def _recommend(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request = self._request(given)
         proposals = self._proposed(request)
-        items, fused = self.shortlist.cut(proposals)
-        found = self._scored(request, proposals, items, items)
+        items, fused, ranks = self.shortlist.cut(proposals)
+        found = self._scored(request, proposals, items, items, ranks)
         key = tf.where(request.known, found["odds"], fused)
         return self._answer(request, proposals, items, key, found["expected"])
 

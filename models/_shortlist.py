@@ -93,8 +93,8 @@ class Shortlist(tf.Module):
           it did not propose; `order` float32 `[B, I]`, a score of the whole catalogue that ranks the shortlist first.
         """
         proposals = self.propose(query, exclude)
-        items, fused = self.cut(proposals)
-        features, ranks = self.describe(query, proposals, items, items)
+        items, fused, ranks = self.cut(proposals)
+        features, ranks = self.describe(query, proposals, items, items, ranks)
         order = self.order(proposals)
         return {"items": items, "fused": fused, "ranks": ranks, "features": features, "order": order}
 
@@ -137,33 +137,43 @@ class Shortlist(tf.Module):
             found.append(tf.where(there, tf.gather(ranks, at, batch_dims=1), quota + 1.0))
         return found
 
-    def fuse(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
-        """What the sources propose, in the order of the rows, and its fused scores: int32 and float32 `[B, P]`, 0 and 0
-        in the place of what came before."""
+    def fuse(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """What the sources propose, in the order of the rows, its fused scores and its `ranks`: int32 and float32
+        `[B, P]`; 0, 0 and the quota + 1 in the place of what came before."""
         every = tf.concat(proposals.items, axis=1)  # [B, P]
         items = -tf.math.top_k(-every, every.shape[1])[0]
         items = tf.where(items == tf.pad(items, [[0, 0], [1, 0]])[:, :-1], PAD, items)
         fused = tf.zeros(tf.shape(items))
-        for ranks, quota in zip(self.ranks(proposals, items), self.quota.values(), strict=True):
+        every_rank = self.ranks(proposals, items)
+        for ranks, quota in zip(every_rank, self.quota.values(), strict=True):
             share = 1 / (RRF + np.arange(1, quota + 2))  # a rank's, to the bit, in any batch
             fused += tf.gather(tf.constant([*share[:-1], 0.0], tf.float32), tf.cast(ranks, tf.int32) - 1)
-        return items, fused
+        return items, fused, every_rank
 
-    def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor]:
-        """`items` and `fused` of a call: the K best."""
-        items, fused = self.fuse(proposals)
+    def cut(self, proposals: Proposals) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`items`, `fused` and `ranks` of a call: the K best."""
+        items, fused, every_rank = self.fuse(proposals)
         kept = min(self.size, items.shape[1])
         best, place = tf.math.top_k(tf.where(items != PAD, fused, -np.inf), kept)
         lacking = [[0, 0], [0, self.size - kept]]
         items = tf.pad(tf.gather(items, place, batch_dims=1), lacking)  # [B, K]
-        return items, tf.pad(best, lacking, constant_values=-np.inf)
+        ranks = [
+            tf.pad(tf.gather(own, place, batch_dims=1), lacking, constant_values=quota + 1.0)
+            for own, quota in zip(every_rank, self.quota.values(), strict=True)
+        ]
+        return items, tf.pad(best, lacking, constant_values=-np.inf), tf.stack(ranks, axis=1)
 
     def describe(
-        self, query: RankingQuery, proposals: Proposals, items: tf.Tensor, best: tf.Tensor
+        self,
+        query: RankingQuery,
+        proposals: Proposals,
+        items: tf.Tensor,
+        best: tf.Tensor,
+        ranks: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """`features` and `ranks` of a call, of any item rows int32 `[B, C]`, beside the shortlist `best`."""
-
-        ranks = tf.stack(self.ranks(proposals, items), axis=1)  # [B, S, C]
+        """`features` and `ranks` of a call, of any item rows int32 `[B, C]`, beside the shortlist `best`; `ranks` where
+        they are known already, as those of a shortlist are."""
+        ranks = tf.stack(self.ranks(proposals, items), axis=1) if ranks is None else ranks  # [B, S, C]
         beside = None if items is best else (best, self.scores_at(proposals, best))
         return self.features(query, items, self.scores_at(proposals, items), ranks, beside), ranks
 
@@ -179,7 +189,7 @@ class Shortlist(tf.Module):
 
     def order(self, proposals: Proposals) -> tf.Tensor:
         """`order` of a call."""
-        items, fused = self.fuse(proposals)
+        items, fused, _ = self.fuse(proposals)
         there = items != PAD
         unit = _unit(finite(proposals.scores[0]))
         return self.open(tf.tensor_scatter_nd_update(unit, cell_indices(items)[there], fused[there]))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,31 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(CannotCompile, match="Not a directory"):
         replay_program()
+
+
+def test_tensorflows_own_command_shows_and_runs_it(served: dict[str, Any], tmp_path: Path) -> None:
+    """`saved_model_cli` reads the graph through a session of TensorFlow 1, as no other test does."""
+    bundle = served["Exporter"]
+
+    def command(*words: str) -> str:
+        program = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", *words]
+        where = ["--dir", str(bundle / "saved_model")]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = subprocess.run(program + where, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    recorded = bundle.read_json("requests.json")
+    found = set(re.findall(r"signature_def\['(\w+)'\]", command("show", "--all")))
+    assert found - {"__saved_model_init_op"} == set(recorded["signatures"])
+
+    request = next(r for r in recorded["requests"] if r["signature_name"] == "similar_items")
+    np.save(tmp_path / "item.npy", np.array([item.encode() for item in request["inputs"]["item"]]))
+    np.save(tmp_path / "k.npy", np.array(request["inputs"]["k"], np.int32))
+    files = ";".join(f"{name}={tmp_path / name}.npy" for name in request["inputs"])
+    signature = ("--tag_set", "serve", "--signature_def", "similar_items")
+    command("run", *signature, "--inputs", files, "--outdir", str(tmp_path / "out"))
+    answer = {name: np.load(tmp_path / "out" / f"{name}.npy", allow_pickle=True) for name in request["outputs"]}
+    assert [[item.decode() for item in row] for row in answer["items"]] == request["outputs"]["items"]
+    assert answer["count"].tolist() == request["outputs"]["count"]
+    np.testing.assert_allclose(answer["scores"], request["outputs"]["scores"], rtol=1e-6)
