@@ -3,12 +3,12 @@
 import copy
 import importlib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
-import tomllib
 
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
@@ -30,6 +30,11 @@ from shortlist.components.statistics_gen import StatisticsGen
 from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform, TransformConfig
 from shortlist.trainers._earlier import warm_inputs
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 CONFIGS = Path(__file__).parent / "configs"
 RANKER = "weighted_logistic"
