@@ -61,7 +61,10 @@ def prediction_log() -> Any:
                 add(message, field, number, kind)
     pool = descriptor_pool.Default()
     pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.PredictionLog"))
+    described = pool.FindMessageTypeByName(f"{package}.PredictionLog")
+    if not hasattr(message_factory, "GetMessageClass"):  # protobuf before 4.22, of TFX 1.16
+        return message_factory.MessageFactory(pool).GetPrototype(described)
+    return message_factory.GetMessageClass(described)
 
 
 def tensor_proto(values: np.ndarray) -> Any:

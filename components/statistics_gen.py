@@ -102,12 +102,13 @@ def _most_frequent(values: pa.ChunkedArray) -> dict[str, Any]:
 
 def _matrix(table: pa.Table) -> dict[str, Any]:
     rows = len(table)
+    every = pc.CountOptions(mode="all")
     users, items, pairs = (
-        table.group_by(list(keys)).aggregate([([], "count_all")])["count_all"].to_numpy()
+        table.group_by(list(keys)).aggregate([("user", "count", every)])["user_count"].to_numpy()
         for keys in (("user",), ("item",), ("user", "item"))
     )
     timed = table.filter(pc.is_valid(table["timestamp"])).group_by(["user", "timestamp"])
-    sharing = timed.aggregate([([], "count_all")])["count_all"].to_numpy()
+    sharing = timed.aggregate([("user", "count", every)])["user_count"].to_numpy()
     ends = pc.min_max(table["timestamp"]).as_py()
     return {
         "rows": rows,
