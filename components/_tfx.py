@@ -188,7 +188,7 @@ def parts_of(made: Artifact) -> dict[str, list[str]]:
     return {}
 
 
-def adopt(root: Path, workdir: Path) -> list[str]:
+def adopt(root: str | Path, workdir: str | Path) -> list[str]:
     """Copies the artifacts of a TFX pipeline into the folder of a run, where `shortlist run` finds them.
 
     Args:
@@ -201,6 +201,7 @@ def adopt(root: Path, workdir: Path) -> list[str]:
     Raises:
       ShortlistError: if there is none under `root`.
     """
+    root, workdir = Path(root), Path(workdir)
     found = {path.parent: json.loads(path.read_text("utf-8")) for path in sorted(root.glob(f"*/*/*/{LINEAGE}"))}
     if not found:
         raise ShortlistError(f"`root` must be the root of a TFX pipeline that has run. Received: {root}.")
@@ -208,11 +209,11 @@ def adopt(root: Path, workdir: Path) -> list[str]:
     def place(lineage: Mapping[str, Any]) -> Path:
         return workdir / "artifacts" / lineage["component"] / lineage["fingerprint"][:16]
 
+    by_uri = {path.absolute(): made for path, made in found.items()}
     adopted = []
     for folder, lineage in found.items():
         if (place(lineage) / LINEAGE).exists():
             continue
-        by_uri = {path.absolute(): made for path, made in found.items()}
         for made_from in lineage["inputs"].values():
             source = by_uri[Path(os.path.normpath(folder.absolute().parents[2] / made_from["uri"]))]
             made_from["uri"] = os.path.relpath(place(source), workdir)

@@ -16,7 +16,7 @@ from typing import Any
 
 from shortlist import ShortlistError
 from shortlist.components._config import parse
-from shortlist.components._tfx import imported, opened, run_step
+from shortlist.components._tfx import adopt, imported, opened, run_step
 from shortlist.components.artifacts import Artifact, Candidates, Encoded, Model
 from shortlist.components.evaluator import Evaluator
 from shortlist.components.pipeline import Pipeline
@@ -32,6 +32,8 @@ from shortlist.trainers.two_stage import (
     retrievers,
     two_stage,
 )
+
+__all__ = ["adopt", "compile_for_kubeflow", "pipeline", "run", "run_fn", "tuner_fn"]
 
 METADATA = "metadata.sqlite"
 SETTINGS = ("model", "name", "settings")
@@ -137,7 +139,6 @@ def tuner_fn(fn_args: Any) -> Any:
     Raises:
       ShortlistError: for a ranker, and for what `SweepConfig` refuses.
     """
-    results = imported("tfx.v1").components.TunerFnResult
     given = _given(fn_args, SEARCH)
     model = given.pop("model")
     if model == RANKER:
@@ -156,7 +157,8 @@ def tuner_fn(fn_args: Any) -> Any:
 
     sweep = Sweep(parse(SweepConfig, {**given, "target": model, "given": settings}), Path(fn_args.working_dir))
     (stage,) = sweep.stages
-    return results(tuner=sweep.tuner(replace(stage, build=build)), fit_kwargs={})
+    result = imported("tfx.v1").components.TunerFnResult
+    return result(tuner=sweep.tuner(replace(stage, build=build)), fit_kwargs={})
 
 
 def found_settings(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
