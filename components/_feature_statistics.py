@@ -28,7 +28,7 @@ def feature_statistics(table: str, about: dict[str, Any]) -> statistics_pb2.Data
         feature.path.step.append(name)
         many = column["type"].startswith(("list", "large_list"))
         kind = column["type"].partition(": ")[2].rstrip(">") if many else column["type"]
-        present = rows - column["nulls"] - (column.get("empty", 0) - column["nulls"] if many else 0)
+        present = rows - column["nulls"]  # an empty list is there
         values = column["values"] if many else present
         if "standard_deviation" in column:
             feature.type = feature.INT if "int" in kind else feature.FLOAT

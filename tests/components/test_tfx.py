@@ -108,7 +108,8 @@ def test_what_tfx_looks_for_lies_beside_our_files(log, tmp_path):
 
 def test_every_public_component_and_every_artifact_is_known_and_described():
     page = DOCS.read_text("utf-8")
-    rows = [line for line in page.partition("## The mapping")[2].splitlines() if line.startswith("| `")]
+    (mapping,) = (part for part in page.split("\n## ") if part.startswith("The mapping"))
+    rows = [line for line in mapping.splitlines() if line.startswith("| `")]
     described = {name: row for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     for name in tfx.component_names():
         output = getattr(ours, name).output
