@@ -162,9 +162,8 @@ def opened(uri: str, wanted: list[type[Artifact]], name: str) -> Artifact:
 
 def complete(made: Artifact) -> None:
     """Puts beside an artifact's files what TFX's own components look for, as links where the disk can."""
-    for name, files in parts_of(made).items():
-        for file in files:
-            link(made / file, made / f"Split-{name}" / file)
+    if not isinstance(made, kinds.Encoded):  # whose splits are the second output
+        link_parts(made, made.uri)
     if isinstance(made, kinds.Statistics):
         write_feature_statistics(made)
     if isinstance(made, kinds.Schema):
@@ -175,6 +174,13 @@ def complete(made: Artifact) -> None:
     if isinstance(made, kinds.InfraBlessing):
         blessed = made.read_json("blessing.json")["blessed"]
         (made / ("INFRA_BLESSED" if blessed else "INFRA_NOT_BLESSED")).touch()
+
+
+def link_parts(made: Artifact, folder: Path) -> None:
+    """Puts the files of each split where TFX looks for them in an artifact's folder."""
+    for name, files in parts_of(made).items():
+        for file in files:
+            link(made / file, folder / f"Split-{name}" / file)
 
 
 def parts_of(made: Artifact) -> dict[str, list[str]]:

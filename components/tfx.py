@@ -5,10 +5,12 @@ are those of a local run, with the folders beside them that TFX's own components
 imported when one of them is asked for; importing this module needs nothing.
 """
 
+import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from shortlist import ShortlistError
@@ -22,7 +24,7 @@ from shortlist.components._tfx import (
     describe,
     execute,
     imported,
-    link,
+    link_parts,
     local,
     named,
     parts_of,
@@ -116,10 +118,8 @@ def _classes() -> dict[str, Any]:
         hints = typing.get_type_hints(cls.run)
 
         def __init__(self: Any, component: Component, **inputs: Any) -> None:
+            inspect.signature(component.run).bind(Path(), **inputs)  # refuses what is unknown or missing
             channels, keys = _channels(inputs)
-            unknown = sorted(set(inputs) - set(hints))
-            if unknown:
-                raise TypeError(f"`{component.name}` takes {', '.join(hints)}. Received: {', '.join(unknown)}.")
             for name, at in keys.items():
                 if isinstance(at, dict) != takes_dict(hints[name]):
                     raise TypeError(f"`{name}` of {component.name} takes {hints[name]}. Received: {inputs[name]}.")
@@ -191,9 +191,7 @@ def _mark(made: Artifact, main: Any, beside: Any) -> None:
         main.splits = ["interactions", "items", "users"]
     if isinstance(made, kinds.Encoded):
         _mark_examples(beside, splits, parquet=True)
-        for name, files in parts_of(made).items():
-            for file in files:
-                link(made / file, local(beside.uri) / f"Split-{name}" / file)
+        link_parts(made, local(beside.uri))
     if isinstance(made, kinds.ModelEvaluation):
         blessed = made.read_json("blessing.json")["blessed"]
         beside.set_int_custom_property("blessed", int(blessed))

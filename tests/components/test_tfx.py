@@ -96,7 +96,11 @@ def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_ba
 
 def test_what_tfx_looks_for_lies_beside_our_files(log, tmp_path):
     examples, statistics, schema, splits, encoded, model = through_tfx(log, tmp_path / "root")
-    for made in (examples, splits, encoded):
+    _tfx.link_parts(encoded, tmp_path / "beside")
+    (part, *_) = encoded.names
+    assert (tmp_path / "beside" / f"Split-{part}" / f"{part}.parquet").exists()
+    assert not (encoded / f"Split-{part}").exists()
+    for made in (examples, splits):
         for name, (file,) in _tfx.parts_of(made).items():
             assert (made / f"Split-{name}" / file).read_bytes() == (made / file).read_bytes()
     assert list(_tfx.parts_of(splits)) == list(artifacts.Splits.NAMES)
