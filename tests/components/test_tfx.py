@@ -82,7 +82,7 @@ def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_ba
         assert names == {p.relative_to(mine.uri) for p in mine.uri.rglob("*") if p.is_file()} - more
         assert all(any(Path(path.parts[0]).match(pattern) for pattern in _tfx.ADDED) for path in more)
         tables = [name for name in names if name.suffix == ".parquet"]
-        assert all(pq.read_table(mine / str(n)).equals(pq.read_table(local / str(n))) for n in tables)
+        assert all((mine / str(name)).read_bytes() == (local / str(name)).read_bytes() for name in tables)
 
     assert pipelines.adopt(tmp_path / "root", tmp_path / "back") == sorted(c.name for c, _ in steps(log))
     assert pipelines.adopt(tmp_path / "root", tmp_path / "back") == []
