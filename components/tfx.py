@@ -209,6 +209,6 @@ def _mark(made: Artifact, main: Any, beside: Any) -> None:
 
 def _mark_examples(artifact: Any, splits: list[str], parquet: bool) -> None:
     artifact.splits = splits
-    artifact.set_string_custom_property("file_format", "parquet" if parquet else "npz")
-    if parquet:
+    if parquet:  # TFX has no name for NumPy's files
+        artifact.set_string_custom_property("file_format", "FILE_FORMAT_PARQUET")
         artifact.set_string_custom_property("payload_format", "FORMAT_PARQUET")
