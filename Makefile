@@ -33,7 +33,7 @@ test: $(VENV)/.dev
 # versions warn of is theirs.
 test-tfx: $(TFX)/.created
 	TF_USE_LEGACY_KERAS=1 $(TFX)/bin/python -W ignore -m pytest -o filterwarnings= -p no:cacheprovider -rA \
-		--capture=tee-sys --tb=short tests/tfx_suite.py $(ARGS) 
+		--capture=tee-sys --tb=short tests/tfx_suite.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
