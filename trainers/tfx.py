@@ -156,9 +156,9 @@ def tuner_fn(fn_args: Any) -> Any:
         return p
 
     sweep = Sweep(parse(SweepConfig, {**given, "target": model, "given": settings}), Path(fn_args.working_dir))
-    (stage,) = sweep.stages
+    sweep.stages = [replace(stage, build=build) for stage in sweep.stages]
     result = imported("tfx.v1").components.TunerFnResult
-    return result(tuner=sweep.tuner(replace(stage, build=build)), fit_kwargs={})
+    return result(tuner=sweep.tuner(sweep.stages[0]), fit_kwargs={})
 
 
 def found_settings(model: str, values: Mapping[str, Any]) -> dict[str, Any]:
