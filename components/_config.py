@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import sys
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,13 @@ from typing import Any, TypeVar
 import pydantic
 
 from shortlist import ShortlistError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Config", "nearest", "parse", "toml_lines", "tomllib", "unknown"]
 
 
 class Config(pydantic.BaseModel):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -58,10 +59,8 @@ def read_demo() -> Tables:
 
 
 def _first_of_each(table: pa.Table, key: str) -> pa.Table:
-    rest = [name for name in table.column_names if name != key]
-    how = [(name, "first", pc.ScalarAggregateOptions(skip_nulls=False)) for name in rest]
-    found = table.group_by(key, use_threads=False).aggregate(how)
-    return pa.table({key: found[key], **{name: found[f"{name}_first"] for name in rest}})
+    _, first = np.unique(table[key].to_numpy(), return_index=True)
+    return table.take(pa.array(np.sort(first)))
 
 
 def _movielens(name: str) -> tuple[Any, str]:

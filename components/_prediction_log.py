@@ -28,7 +28,7 @@ MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
 @cache
 def prediction_log() -> Any:
     """The class of the message `PredictionLog`."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, symbol_database
     from tensorflow.core.framework import tensor_pb2
 
     field_type = descriptor_pb2.FieldDescriptorProto
@@ -61,7 +61,10 @@ def prediction_log() -> Any:
                 add(message, field, number, kind)
     pool = descriptor_pool.Default()
     pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.PredictionLog"))
+    described = pool.FindMessageTypeByName(f"{package}.PredictionLog")
+    if not hasattr(message_factory, "GetMessageClass"):  # protobuf before 4.22, of TFX 1.16
+        return symbol_database.Default().GetPrototype(described)  # which keeps the classes of TensorFlow's messages
+    return message_factory.GetMessageClass(described)
 
 
 def tensor_proto(values: np.ndarray) -> Any:

@@ -260,7 +260,7 @@ class FirstMet:
 
 
 def _first(table: pa.Table) -> pa.Table:
-    found = table.group_by("value", use_threads=False).aggregate([("row", "min")])
+    found = table.group_by("value").aggregate([("row", "min")])
     return pa.table({"value": found["value"], "row": found["row_min"]})
 
 

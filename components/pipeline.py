@@ -112,7 +112,7 @@ class Pipeline:
         hints = typing.get_type_hints(component.run)
         needs: list[str] = []
         for name, value in bound.items():
-            wanted, many = _artifact_types(hints[name]), _takes_dict(hints[name])
+            wanted, many = artifact_types(hints[name]), takes_dict(hints[name])
             nodes = list(value.values()) if isinstance(value, Mapping) and many else [] if value is None else [value]
             for node in nodes:
                 if not isinstance(node, Node) or node.type not in wanted or (node is value and many):
@@ -182,17 +182,7 @@ class Pipeline:
             key: {k: done[v.step] for k, v in value.items()} if isinstance(value, dict) else done[value.step]
             for key, value in step.inputs.items()
         }
-        flat = _flatten(inputs)
-        config = component.config.model_dump(mode="json") if component.config else {}
-        code = _sources(tuple(component.modules()))
-        identity = {
-            "component": name,
-            "config": config,
-            "code": code,
-            "external": component.external(),
-            "inputs": {key: artifact.fingerprint for key, artifact in flat.items()},
-        }
-        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        identity, fingerprint = identify(component, inputs)
         folder = self.workdir / "artifacts" / name / fingerprint[:16]
         artifact = component.output(folder, fingerprint)
         if (folder / LINEAGE).exists() and not force:
@@ -205,21 +195,7 @@ class Pipeline:
             started = time.time()
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            component.run(partial, **inputs)
-            lineage = {
-                **identity,
-                "fingerprint": fingerprint,
-                "type": component.output.type,
-                "inputs": {
-                    key: {"type": a.type, "fingerprint": a.fingerprint, "uri": os.path.relpath(a.uri, self.workdir)}
-                    for key, a in flat.items()
-                },
-                "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-                "seconds": round(time.time() - started, 2),
-                "engine": self.engine.config.model_dump(mode="json"),
-                "versions": _versions(),
-            }
-            _sync(partial, json.dumps(lineage, indent=2))
+            make(component, inputs, partial, self.workdir, (identity, fingerprint))
             (folder / LINEAGE).unlink(missing_ok=True)  # first, so that what is half removed does not look whole
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -233,13 +209,72 @@ class Pipeline:
         return artifact
 
 
-def _artifact_types(hint: Any) -> list[type[Artifact]]:
+def identify(component: Component, inputs: Mapping[str, Inputs]) -> tuple[dict[str, Any], str]:
+    """What decides the artifact of a step with these inputs, and the fingerprint of that."""
+    identity = {
+        "component": component.name,
+        "config": settings_of(component),
+        "code": code_of(component),
+        "external": component.external(),
+        "inputs": {key: artifact.fingerprint for key, artifact in _flatten(inputs).items()},
+    }
+    return identity, hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(component: Component) -> dict[str, Any]:
+    """A step's configuration as plain values."""
+    return component.config.model_dump(mode="json") if component.config else {}
+
+
+def code_of(component: Component) -> dict[str, str]:
+    """The digests of the sources that decide what a step computes, by module."""
+    return _sources(tuple(component.modules()))
+
+
+def make(
+    component: Component,
+    inputs: Mapping[str, Inputs],
+    folder: Path,
+    root: Path,
+    known: tuple[dict[str, Any], str] | None = None,
+) -> None:
+    """Runs a step into an empty folder, and makes it durable, `lineage.json` last.
+
+    Args:
+      component: what to run.
+      inputs: of `component.run`.
+      folder: for its artifact.
+      root: what the paths of the lineage start from.
+      known: what `identify` said.
+    """
+    identity, fingerprint = known or identify(component, inputs)
+    started = time.time()
+    component.run(folder, **inputs)
+    lineage = {
+        **identity,
+        "fingerprint": fingerprint,
+        "type": component.output.type,
+        "inputs": {
+            key: {"type": a.type, "fingerprint": a.fingerprint, "uri": os.path.relpath(a.uri, root)}
+            for key, a in _flatten(inputs).items()
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "engine": component.engine.config.model_dump(mode="json"),
+        "versions": _versions(),
+    }
+    _sync(folder, json.dumps(lineage, indent=2))
+
+
+def artifact_types(hint: Any) -> list[type[Artifact]]:
+    """The artifact types of an annotation."""
     if isinstance(hint, type) and issubclass(hint, Artifact):
         return [hint]
-    return [found for argument in typing.get_args(hint) for found in _artifact_types(argument)]
+    return [found for argument in typing.get_args(hint) for found in artifact_types(argument)]
 
 
-def _takes_dict(hint: Any) -> bool:
+def takes_dict(hint: Any) -> bool:
+    """Whether an annotation is that of artifacts by name."""
     return any(typing.get_origin(h) is dict for h in (hint, *typing.get_args(hint)))
 
 

@@ -70,7 +70,7 @@ def count_pairs(table: pa.Table) -> int:
 def count_sharing(table: pa.Table) -> tuple[int, int]:
     """How many rows with a timestamp there are, and how many of them share it with another one of the user."""
     timed = table.filter(pc.is_valid(table["timestamp"])).group_by(["user", "timestamp"])
-    rows = timed.aggregate([([], "count_all")])["count_all"].to_numpy()
+    rows = timed.aggregate([("user", "count", pc.CountOptions(mode="all"))])["user_count"].to_numpy()
     return int(rows.sum()), int(rows[rows > 1].sum())
 
 

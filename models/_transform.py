@@ -1,7 +1,7 @@
 """The maps of `shortlist.components.Transform` as layers of a graph, so that what is served is what was trained."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -144,9 +144,11 @@ def utc_offsets(time_zone: str) -> tuple[np.ndarray, np.ndarray]:
     zone = ZoneInfo(time_zone)
 
     def offset(instant: int) -> int:
-        return int((datetime.fromtimestamp(instant, UTC).astimezone(zone).utcoffset() or timedelta()).total_seconds())
+        return int(
+            (datetime.fromtimestamp(instant, timezone.utc).astimezone(zone).utcoffset() or timedelta()).total_seconds()
+        )
 
-    days = range(0, int(datetime(2038, 1, 1, tzinfo=UTC).timestamp()), 86_400)
+    days = range(0, int(datetime(2038, 1, 1, tzinfo=timezone.utc).timestamp()), 86_400)
     each = [offset(day) for day in days]
     changes, offsets = [], [each[0]]
     for day, before, after in zip(days[1:], each, each[1:], strict=False):

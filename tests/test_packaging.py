@@ -145,19 +145,24 @@ def test_a_folder_is_not_importable_by_its_bare_name(folder):
     )
 
 
-@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_every_dependency_has_one_exact_version_that_fits(version, monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "file", "names"),
+    [
+        *((v, "constraints.txt", ("demo", "beam", "faiss", "bench", "serve", "dev")) for v in ("3.11", "3.12", "3.13")),
+        ("3.10", "constraints-tfx.txt", ("demo", "tfx")),
+    ],
+)
+def test_every_dependency_has_one_exact_version_that_fits(version, file, names, monkeypatch):
     given: dict = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
     runpy.run_path(str(ROOT / "setup.py"))
-    extras = {name: lines for name, lines in given["extras_require"].items() if name != "tfx"}
-    assert set(extras) == {"demo", "beam", "faiss", "bench", "serve", "dev"}
+    assert set(given["extras_require"]) == {"demo", "beam", "tfx", "faiss", "bench", "serve", "dev"}
     here = {"python_version": version}
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     pins = [pin for pin in map(Requirement, lines) if not pin.marker or pin.marker.evaluate(here)]
     exact = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
     assert len(exact) == len(pins), "two versions of one distribution"
-    for line in [*given["install_requires"], *(line for lines in extras.values() for line in lines)]:
+    for line in [*given["install_requires"], *(line for name in names for line in given["extras_require"][name])]:
         wanted = Requirement(line)
         if not wanted.marker or wanted.marker.evaluate(here):
             assert exact.get(canonicalize_name(wanted.name), "nothing") in wanted.specifier, f"{line} is not pinned"

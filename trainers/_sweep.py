@@ -265,6 +265,13 @@ class Sweep:
         """Runs the trials of a stage that are not done: all of them, or as the chief or a worker of others."""
         from keras_tuner.errors import FatalError
 
+        try:
+            self.tuner(stage, deadline).search()
+        except FatalError as error:
+            raise ShortlistError(str(error)) from error
+
+    def tuner(self, stage: Stage, deadline: float = math.inf) -> Any:
+        """What runs the trials of a stage, a `Tuner`."""
         from shortlist.components._oracles import make_oracle
         from shortlist.components.tuner import STATE, Tuner
 
@@ -285,11 +292,7 @@ class Sweep:
             self.config.factor,
         )
         oracle.deadline = deadline
-        tuner = Tuner(oracle, lambda settings, rungs: self.measure(stage, settings, rungs), space, folder)
-        try:
-            tuner.search()
-        except FatalError as error:
-            raise ShortlistError(str(error)) from error
+        return Tuner(oracle, lambda settings, rungs: self.measure(stage, settings, rungs), space, folder)
 
     def records(self) -> list[TrialRecord]:
         """The trials of all stages so far."""

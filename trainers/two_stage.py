@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import tomllib
 
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
-from shortlist.components._config import Config, nearest, parse, unknown
+from shortlist.components._config import Config, nearest, parse, tomllib, unknown
 from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
@@ -86,14 +85,14 @@ class TwoStage(Config):
 def two_stage(config: TwoStage, shared: bool = False) -> Pipeline:
     """Builds the pipeline; `run()` runs it. `shared`: see `Pipeline`."""
     p, described, splits, encoded, baselines = _measured(config, shared)
-    sources = _retrievers(p, config, config.sources, encoded)
+    sources = retrievers(p, config, config.sources, encoded)
     candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
     ranker = _trained(p, RANKER, config.ranker, config, encoded, candidates)
     evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates, ranker)
     p.add(Reporter(config.report), *described, encoded, baselines, sources, evaluation, candidates, ranker)
     if config.refit:
         encoded = p.add(Transform(config.transform.model_copy(update={"fit_on": "all"}), "refit"), splits)
-        sources = _retrievers(p, config, config.sources, encoded, "refit.")
+        sources = retrievers(p, config, config.sources, encoded, "refit.")
     bundle = p.add(Exporter(config.bundle), encoded, sources, candidates, ranker)
     p.add(Pusher(config.push), evaluation, p.add(InfraValidator(), bundle), bundle)
     return p
@@ -102,7 +101,7 @@ def two_stage(config: TwoStage, shared: bool = False) -> Pipeline:
 def retrieval_only(config: TwoStage, shared: bool = False) -> Pipeline:
     """Trains and measures the sources alone, each by itself."""
     p, described, _, encoded, baselines = _measured(config, shared)
-    sources = _retrievers(p, config, config.sources, encoded)
+    sources = retrievers(p, config, config.sources, encoded)
     evaluation = p.add(Evaluator(config.evaluation), encoded, baselines, sources)
     p.add(Reporter(config.report), *described, encoded, baselines, sources, evaluation)
     return p
@@ -111,7 +110,7 @@ def retrieval_only(config: TwoStage, shared: bool = False) -> Pipeline:
 def shortlist_only(config: TwoStage, shared: bool = False) -> Pipeline:
     """Trains the sources, and measures them and their union; there is no ranker."""
     p, _, _, encoded, baselines = _measured(config, shared)
-    sources = _retrievers(p, config, config.sources, encoded)
+    sources = retrievers(p, config, config.sources, encoded)
     candidates = p.add(CandidateGenerator(config.shortlist), encoded, sources)
     p.add(Evaluator(config.evaluation), encoded, baselines, sources, candidates)
     return p
@@ -126,12 +125,13 @@ def _measured(config: TwoStage, shared: bool) -> tuple[Pipeline, tuple[Node, Nod
     anomalies = p.add(ExampleValidator(config.validator), examples, schema)
     splits = p.add(Splitter(config.split), examples, anomalies)
     encoded = p.add(Transform(config.transform), splits)
-    return p, (statistics, anomalies), splits, encoded, _retrievers(p, config, config.baselines, encoded)
+    return p, (statistics, anomalies), splits, encoded, retrievers(p, config, config.baselines, encoded)
 
 
-def _retrievers(
+def retrievers(
     p: Pipeline, config: TwoStage, models: Iterable[str], encoded: Node, prefix: str = ""
 ) -> dict[str, Node]:
+    """The indexes of these models, trained, by name."""
     trained = {name: _retriever(p, config, name, encoded, prefix) for name in models}
     return {name: p.add(RetrievalIndex(prefix + name, config.index), model, encoded) for name, model in trained.items()}
 
