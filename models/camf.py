@@ -444,7 +444,9 @@ class CAMF(BiasedMF):
             ones = tf.reduce_sum(tf.one_hot(conditions, self.columns) * known[..., tf.newaxis], axis=1)
             return tf.concat([vectors, ones], axis=1)
         if self.deviation == "low_rank":
-            w = tf.reduce_sum(tf.nn.embedding_lookup(self.context_table, conditions) * known[..., tf.newaxis], axis=1)  # [B, R]
+            w = tf.reduce_sum(
+                tf.nn.embedding_lookup(self.context_table, conditions) * known[..., tf.newaxis], axis=1
+            )  # [B, R]
             own_match = tf.reduce_sum(w * tf.nn.embedding_lookup(self.user_context_table, query["user"]), axis=1)
             vectors += tf.pad(own_match[:, tf.newaxis], [[0, 0], [self.embedding_dim + 1, 0]])
             return tf.concat([vectors, w], axis=1)

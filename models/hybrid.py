@@ -149,8 +149,8 @@ class Hybrid(tfrs.Model):
         return self.score_items(inputs)
 
     def compute_loss(self, inputs: Query, training: bool = False) -> tf.Tensor:
-        """The mean loss of a batch, of a replica what it adds to that: a `Query` with `targets` int32 `[B, T]`, what was
-        watched next, at least one a row, and `exclude` int32 `[B, E]`, what was seen before; 0 pads both."""
+        """The mean loss of a batch, of a replica what it adds to that: a `Query` with `targets` int32 `[B, T]`, what
+        was watched next, at least one a row, and `exclude` int32 `[B, E]`, what was seen before; 0 pads both."""
         scores, targets, exclude = self.score_items(inputs, training), inputs["targets"], inputs["exclude"]
         scores = tf.tensor_scatter_nd_update(scores, cell_indices(exclude), tf.fill(tf.shape(exclude), NEVER))
         reserved = tf.range(self.num_items) < FIRST_ID

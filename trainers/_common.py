@@ -3,18 +3,20 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import pydantic
 import tensorflow as tf
 
 from shortlist import ShortlistError
+from shortlist.components._cluster import Strategy
 from shortlist.components._config import Config
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import progress
 from shortlist.components._queries import NO_TIME, EncodedData, Queries, build_queries
+from shortlist.components._training import together
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
 from shortlist.models._base import FIRST_ID, Factorized, query_spec
@@ -29,12 +31,28 @@ class TrainerConfig(Config):
       train_on: "train", or "all" to fit a model that is to be served and not measured.
       leave_out: share of each user's latest positives that is not trained on, for a model that learns from them how far
         to trust this one.
+      strategy: how several devices or machines train it together, docs/scaling.md; `strategies` of a class are those
+        that its model supports.
     """
+
+    strategies: ClassVar[tuple[str, ...]] = ("none",)
 
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     deterministic: bool = True
     train_on: str = pydantic.Field("train", pattern="^(train|all)$")
     leave_out: float = pydantic.Field(0.0, ge=0, lt=1)
+    strategy: Strategy = "none"
+
+    @pydantic.model_validator(mode="after")
+    def _supported(self) -> Self:
+        if self.strategy not in self.supported():
+            model = type(self).__module__.rpartition(".")[2]
+            raise ValueError(f"`strategy` of {model} can be {', '.join(self.supported())}. Received: {self.strategy}.")
+        return self
+
+    def supported(self) -> tuple[str, ...]:
+        """The strategies that go with these settings."""
+        return self.strategies
 
 
 class EpochsConfig(TrainerConfig):
@@ -45,8 +63,32 @@ class EpochsConfig(TrainerConfig):
       patience: above 0 stops early, after so many epochs without a better NDCG@10 on `validation`.
     """
 
+    strategies: ClassVar[tuple[str, ...]] = ("none", "mirrored", "multi_worker", "parameter_server")
+
     epochs: int = pydantic.Field(12, ge=1)
     patience: int = pydantic.Field(0, ge=0)
+
+
+class Share(NamedTuple):
+    """The parts of each batch that one process reads: those of its replicas, of as many parts as there are replicas.
+
+    Args:
+      first: the number of the first of them.
+      count: how many.
+      of: how many there are in all processes.
+    """
+
+    first: int
+    count: int
+    of: int
+
+    def slices(self, start: int, size: int) -> Iterator[slice]:
+        """The parts of the examples from `start` on, `size` of them: as large as one another, but for one example."""
+        for part in range(self.first, self.first + self.count):
+            yield slice(start + part * size // self.of, start + (part + 1) * size // self.of)
+
+
+ALONE = Share(0, 1, 1)
 
 
 def prepare(config: TrainerConfig) -> None:
@@ -133,8 +175,11 @@ def epoch_batches(
     spec: Any,
     config: Any,
     first: int,
+    share: Share = ALONE,
 ) -> tuple[tf.data.Dataset, int]:
     """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here.
+
+    Every process draws the same epochs, and makes of their batches the parts of its own replicas, one after the other.
 
     Args:
       draw: draws an epoch; what it returns makes the batch of a slice of its examples.
@@ -142,6 +187,7 @@ def epoch_batches(
       spec: of a batch.
       config: with `epochs`, `batch_size` and `seed`.
       first: the epoch to begin with.
+      share: what of each batch is read here.
 
     Returns:
       The data set, and how many batches an epoch has.
@@ -152,13 +198,15 @@ def epoch_batches(
         for number in range(config.epochs):
             batch = draw(rng)
             for start in range(0, size if number >= first else 0, config.batch_size):
-                yield batch(slice(start, start + config.batch_size))
+                yield from map(batch, share.slices(start, min(config.batch_size, size - start)))
 
     batches = tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8)
     return batches, -(-size // config.batch_size)
 
 
-def next_item_batches(examples: NextItemExamples, config: Any, first: int) -> tuple[tf.data.Dataset, int]:
+def next_item_batches(
+    examples: NextItemExamples, config: Any, first: int, share: Share = ALONE
+) -> tuple[tf.data.Dataset, int]:
     """`epoch_batches` of examples."""
 
     def draw(rng: np.random.Generator) -> Callable[[slice], dict[str, np.ndarray]]:
@@ -167,7 +215,7 @@ def next_item_batches(examples: NextItemExamples, config: Any, first: int) -> tu
 
     one = examples.at(examples.usable[:1])
     spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in one.items()}
-    return epoch_batches(draw, len(examples), spec, config, first)
+    return epoch_batches(draw, len(examples), spec, config, first, share)
 
 
 def with_vectors(models: Mapping[str, Any]) -> Any:
@@ -230,12 +278,16 @@ class Validate(tf.keras.callbacks.Callback):
 
 
 def callbacks(label: str, epochs: int, workdir: Path, patience: int, validate: Validate | None) -> list[Any]:
-    """The bar, TensorBoard, and early stopping on the validation metric where `patience` is above 0."""
+    """The bar and TensorBoard, both of the chief alone, and early stopping on the validation metric where `patience`
+    is above 0."""
     found: list[Any] = []
     if patience and validate is not None:
         found += [validate]
         stop = {"monitor": "val_ndcg@10", "mode": "max", "patience": patience, "restore_best_weights": True}
         found += [tf.keras.callbacks.EarlyStopping(**stop)]
+    shared = together()
+    if shared and not shared.cluster.is_chief:
+        return found
     return [*found, tf.keras.callbacks.TensorBoard(str(workdir / "logs"), write_graph=False), Bar(label, epochs)]
 
 
@@ -278,7 +330,10 @@ def save(
     notes: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a `Model` artifact; see there."""
+    """Writes a `Model` artifact; see there. Of several processes that trained the model together, the chief does."""
+    shared = together()
+    if shared:
+        shared.leave_the_rest_to_the_chief()
     model.save(str(workdir / "model.keras"))
     tf.saved_model.save(module, str(workdir / "serving"))
     if getattr(config, "patience", 0):

@@ -12,6 +12,7 @@ import tomllib
 
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
+from shortlist.components._cluster import ClusterConfig, Strategy
 from shortlist.components._config import Config, nearest, parse, unknown
 from shortlist.components._first_stage import ShortlistConfig
 from shortlist.components.candidate_generator import CandidateGenerator
@@ -58,12 +59,16 @@ class TwoStage(Config):
       seed: of every trainer that has no seed of its own. The split has its own, `split.seed`.
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
       warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
+      strategy: of every trainer that goes by steps and has no strategy of its own; the others train on the chief alone.
+      cluster: what the processes of a strategy need besides.
     """
 
     workdir: Path = Path("runs/demo")
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     refit: bool = False
     warm_start: Path | None = None
+    strategy: Strategy = "none"
+    cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     schemas: SchemaConfig = SchemaConfig()
     validator: ValidatorConfig = ValidatorConfig()
@@ -171,8 +176,10 @@ def _trained(
 
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
-    where = f"{name} ({model.model})"
-    return Trainer(parse(config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
+    cls, where = config_class(model.model), f"{name} ({model.model})"
+    if len(getattr(cls, "strategies", ())) > 1:
+        settings.setdefault("strategy", config.strategy)
+    return Trainer(parse(cls, settings, where), name, f"shortlist.trainers.{model.model}:train", config.cluster)
 
 
 def _bases(settings: Config | None) -> tuple[str, ...]:
