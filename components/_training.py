@@ -27,6 +27,8 @@ from shortlist.components._progress import console
 
 LOST = 75
 """Exit code of a training process that lost another one."""
+GRACE = 10.0
+"""Seconds for the chief to give a model its place after the process that trained it has ended."""
 MOST_LOSSES = 10
 """How often a training begins again."""
 TASK, READY, DONE, ERROR = "task", "ready", "done", "error"
@@ -134,12 +136,19 @@ def _run(folder: Path, cluster: Cluster, there: Callable[[], bool], workdir: Pat
                 if not (folder / READY).exists() and time.monotonic() > started + cluster.config.timeout:
                     raise cluster.missing(cluster.absent())
                 if (folder / DONE).exists() and cluster.name(*cluster.chief) in cluster.absent():
-                    break  # it has written the model down, or was lost before
+                    _wait(there, GRACE)  # it has written the model down, or was lost before
+                    break
                 time.sleep(PAUSE)
             code = process.poll()
             return (0 if there() else LOST) if code is None else code
         finally:
             process.kill()
+
+
+def _wait(there: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not there() and time.monotonic() < end:
+        time.sleep(PAUSE)
 
 
 def _end_with_parent() -> None:

@@ -164,7 +164,7 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
         rule = f"`counts` must be one number for each of the {self.num_items:,} items."
         require(counts.shape == (self.num_items,), rule, shape=counts.shape)
         share = np.maximum(counts, 0.5) / max(counts.sum(), 1.0)
-        self.log_share.assign(np.log(share))
+        self.log_share.assign(np.log(share).astype(np.float32))
         if self.softmax == "popularity":
             power = share**self.popularity_power
             power[:FIRST_ID] = 0

@@ -21,8 +21,10 @@ def total(number: Any) -> tf.Tensor:
 def gathered(values: tf.Tensor) -> tf.Tensor:
     """The values `[B_r, ...]` of all replicas behind each other, `[B, ...]`.
 
-    A gradient goes back to the replica that the values came from, as the sum of those of all replicas. (That of
-    TensorFlow's own `all_gather` refuses sparse ones.)
+    A gradient goes back to the replica that the values came from, as the sum of those of all replicas.
+
+    It is made of sums alone, to which each replica brings its values between zeros: TensorFlow's `all_gather` refuses
+    sparse gradients, and what has no device of its own, as in the processes of `MultiWorkerMirroredStrategy`.
     """
     return values if replicas() == 1 else _gathered(values)
 
@@ -30,12 +32,13 @@ def gathered(values: tf.Tensor) -> tf.Tensor:
 @tf.custom_gradient
 def _gathered(values: tf.Tensor) -> tuple[tf.Tensor, Any]:
     context = tf.distribute.get_replica_context()
-    own = tf.shape(values)[:1]
+    own, number = tf.shape(values)[0], context.replica_id_in_sync_group
+    sizes = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.one_hot(number, replicas(), own, 0))  # [R]
+    first = tf.reduce_sum(sizes[:number])
+    around = [[first, tf.reduce_sum(sizes) - first - own], *[[0, 0]] * (values.shape.rank - 1)]
 
     def back(gradient: Any) -> tf.Tensor:
         every = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(gradient))  # [B, ...]
-        sizes = context.all_gather(own, axis=0)
-        first = tf.reduce_sum(sizes[: context.replica_id_in_sync_group])
-        return every[first : first + own[0]]
+        return every[first : first + own]
 
-    return context.all_gather(values, axis=0), back
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.pad(values, around)), back

@@ -41,7 +41,7 @@ class SplitRows(tf.keras.layers.Layer):
         self.required = self.add_weight("required", (num_rows, len(self.contexts)), **constant)
         self.inverse = self.add_weight("inverse", (num_rows,), **constant)
         self.sibling = self.add_weight("sibling", (num_rows,), **constant)
-        self.sibling.assign(np.arange(num_rows))
+        self.sibling.assign(np.arange(num_rows, dtype=np.int32))
 
     def set_halves(self, required: np.ndarray, inverse: np.ndarray, sibling: np.ndarray) -> None:
         """Says which rows are halves.

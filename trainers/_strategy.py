@@ -4,7 +4,6 @@ A model is made, described and saved as on one machine. For training it gets a t
 starts with its weights and its optimizer's state, and gives both back.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -54,8 +53,8 @@ def fit(model: Any, config: Any, batches: Batches, first: int, callbacks: Sequen
     if any(isinstance(callback, Validate) for callback in callbacks):
         learned = tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: _take(twin, model))
         callbacks = [learned, *callbacks]
-    with _input(batches, first, strategy, shared) as (data, steps):
-        history = _fit(twin, config, data, steps, first, [*backup, *callbacks])
+    data, steps = _input(batches, first, shared)
+    history = _fit(twin, config, data, steps, first, [*backup, *callbacks])
     _take(twin, model)
     _take_optimizer(twin, model)
     return history
@@ -94,25 +93,25 @@ def _mirrored() -> Any:
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-@contextlib.contextmanager
-def _input(batches: Batches, first: int, strategy: Any, shared: Together | None) -> Iterator[tuple[Any, int]]:
-    """What the twin's `fit` reads."""
+def _input(batches: Batches, first: int, shared: Together | None) -> tuple[Any, int]:
+    """What the twin's `fit` reads, and its steps an epoch."""
     steps = batches(first, ALONE)[1]
     if shared and shared.cluster.strategy == "parameter_server":
-        with _served(batches(first, ALONE)[0], shared) as data:
-            yield data, steps
-        return
+        return _served(batches(first, ALONE)[0], shared), steps
 
     def of_this_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
         local = context.num_replicas_in_sync // context.num_input_pipelines
         share = Share(local * context.input_pipeline_id, local, context.num_replicas_in_sync)
         return batches(first, share)[0].repeat()  # without an end, nobody has to ask whether another has reached it
 
-    yield tf.keras.utils.experimental.DatasetCreator(of_this_process), steps
+    return tf.keras.utils.experimental.DatasetCreator(of_this_process), steps
 
 
-@contextlib.contextmanager
-def _served(data: tf.data.Dataset, shared: Together) -> Iterator[Any]:
+_SERVERS: list[Any] = []
+"""What serves input until the process ends: to stop it is to wait for workers that may still be asking."""
+
+
+def _served(data: tf.data.Dataset, shared: Together) -> Any:
     """The batches of the chief, each for the worker that asks first: the chief does not train, so it makes them."""
     service = tf.data.experimental.service
     host = shared.cluster.jobs["chief"][0].rpartition(":")[0]
@@ -129,11 +128,8 @@ def _served(data: tf.data.Dataset, shared: Together) -> Iterator[Any]:
         batches = service.from_dataset_id("parallel_epochs", f"grpc://{address}", name, spec, job_name="training")
         return batches.prefetch(2)
 
-    try:
-        yield tf.keras.utils.experimental.DatasetCreator(read)
-    finally:
-        worker._stop()
-        dispatcher._stop()
+    _SERVERS.extend([dispatcher, worker])
+    return tf.keras.utils.experimental.DatasetCreator(read)
 
 
 def _free_port() -> int:
