@@ -1,4 +1,7 @@
-"""The whole pipeline on one screen, and the configuration that it is built from."""
+"""The whole pipeline on one screen, and the configuration that it is built from.
+
+Past 400 lines because whoever reads a setting reads beside it what is refused.
+"""
 
 import copy
 import importlib
