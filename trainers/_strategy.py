@@ -175,12 +175,18 @@ def _copy_out(variables: Sequence[Any], further: Sequence[Any]) -> None:
         variable.assign(values[0] if len(values) == 1 else np.concatenate(values))
 
 
+def _learned(model: Any) -> list[Any]:
+    """The weights without those of the metrics: to read these is to sum over processes that may not be reading."""
+    counted = {id(variable) for metric in model.metrics for variable in metric.variables}
+    return [weight for weight in model.weights if id(weight) not in counted]
+
+
 def _give(model: Any, twin: Any) -> None:
-    _copy_in(model.weights, twin.weights)
+    _copy_in(_learned(model), _learned(twin))
 
 
 def _take(twin: Any, model: Any) -> None:
-    _copy_out(model.weights, twin.weights)
+    _copy_out(_learned(model), _learned(twin))
 
 
 def _give_optimizer(model: Any, twin: Any) -> None:
