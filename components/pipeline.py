@@ -15,13 +15,14 @@ import shutil
 import sys
 import time
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from shortlist import ShortlistError, __version__
+from shortlist.components._cluster import CHIEF_LOCK, Cluster
 from shortlist.components._config import Config
 from shortlist.components._engine import Engine
 from shortlist.components._files import locked, sync
@@ -60,6 +61,13 @@ class Component:
         """Identifies what the step reads from outside the pipeline, such as the digest of a file."""
         return None
 
+    def cluster(self) -> Cluster | None:
+        """The processes that run this step together, as the environment of this one says; None if one does."""
+        return None
+
+    def help(self, artifact: Any, there: Callable[[], bool], workdir: Path, inputs: dict[str, Any]) -> None:
+        """What a process of a cluster that is not its chief does for a step, until the chief's artifact is `there`."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -78,6 +86,10 @@ class _Step:
 
 class Pipeline:
     """Steps in the order of their inputs. Building it runs nothing; `run()` does, from the cache where it can.
+
+    Where a step belongs to a cluster (`Component.cluster`), every process of it builds the same pipeline over the same
+    folder. The chief runs the steps and writes; the others write nothing: they follow it step by step, and help with
+    those that are shared.
 
     Args:
       workdir: the run's folder. Artifacts go to `<workdir>/artifacts/<step>/<fingerprint>/`.
@@ -158,10 +170,23 @@ class Pipeline:
         wanted = self._with_needs(until or self.steps)
         self.ran, self.cached = [], []
         done: dict[str, Artifact] = dict(self.there)
+        clusters = (self.steps[name].component.cluster() for name in self.steps if name in wanted)
+        cluster = next(filter(None, clusters), None)
+        if cluster and force:
+            raise ShortlistError(
+                "`--force` is for one process: the others of a cluster could not tell the new artifact from the old. "
+                f"Remove the step's folder in {self.workdir / 'artifacts'} instead. Received: {', '.join(force)}."
+            )
+        if cluster and not cluster.is_chief:
+            for name in (n for n in self.steps if n in wanted):
+                done[name] = self._followed(name, self.steps[name], done, cluster)
+            return done
         busy = f"`workdir` {self.workdir} is in use by another run. Wait for it to end, or give another --workdir."
         with contextlib.ExitStack() as held:
             with disk_errors(self.workdir):
                 held.enter_context(locked(self.workdir / ".lock", busy, self.shared))
+                if cluster:
+                    held.enter_context(locked(self.workdir / CHIEF_LOCK))
             for number, (name, step) in enumerate(((n, s) for n, s in self.steps.items() if n in wanted), 1):
                 done[name] = self._one(name, step, done, name in force, f"{number}/{len(wanted)}")
         return done
@@ -176,15 +201,34 @@ class Pipeline:
                 stack.extend(self.steps[name].needs)
         return wanted
 
-    def _one(self, name: str, step: _Step, done: Mapping[str, Artifact], force: bool, number: str) -> Artifact:
+    def _followed(self, name: str, step: _Step, done: Mapping[str, Artifact], cluster: Cluster) -> Artifact:
+        """Waits for what the chief makes of a step, and helps where it can."""
+        inputs, _, artifact = self._promised(name, step, done)
+
+        def there() -> bool:
+            return (artifact.uri / LINEAGE).exists()
+
+        if not there():
+            step.component.help(artifact, there, self.workdir, inputs)
+        cluster.wait_for_chief(there, self.workdir)
+        return artifact
+
+    def _promised(
+        self, name: str, step: _Step, done: Mapping[str, Artifact]
+    ) -> tuple[dict[str, Any], dict[str, Any], Artifact]:
+        """A step's inputs, what its fingerprint is made from, and the artifact that it has made or will make."""
         component = step.component
         inputs = {
             key: {k: done[v.step] for k, v in value.items()} if isinstance(value, dict) else done[value.step]
             for key, value in step.inputs.items()
         }
         identity, fingerprint = identify(component, inputs)
-        folder = self.workdir / "artifacts" / name / fingerprint[:16]
-        artifact = component.output(folder, fingerprint)
+        return inputs, identity, component.output(self.workdir / "artifacts" / name / fingerprint[:16], fingerprint)
+
+    def _one(self, name: str, step: _Step, done: Mapping[str, Artifact], force: bool, number: str) -> Artifact:
+        component = step.component
+        inputs, identity, artifact = self._promised(name, step, done)
+        folder = artifact.uri
         if (folder / LINEAGE).exists() and not force:
             return self._from_cache(artifact, name, number)
         partial = folder.with_name(f"{folder.name}.partial")
@@ -195,7 +239,7 @@ class Pipeline:
             started = time.time()
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            make(component, inputs, partial, self.workdir, (identity, fingerprint))
+            make(component, inputs, partial, self.workdir, (identity, artifact.fingerprint))
             (folder / LINEAGE).unlink(missing_ok=True)  # first, so that what is half removed does not look whole
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)

@@ -1,11 +1,15 @@
 """Training as a step: the trainer is named by its import path, so no component knows a model."""
 
 import importlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shortlist.components._cluster import TF_CONFIG, Cluster, ClusterConfig, read_cluster
 from shortlist.components._config import Config
 from shortlist.components._sources import digest
+from shortlist.components._training import help_training, train_together
 from shortlist.components.artifacts import Candidates, Encoded, Model
 from shortlist.components.pipeline import Component, Node
 
@@ -17,13 +21,14 @@ class Trainer(Component):
       config: the trainer's own configuration.
       name: of the step.
       run_fn: import path of the function, `package.module:function`.
+      together: of a strategy that several processes share.
     """
 
     output = Model
 
-    def __init__(self, config: Config, name: str, run_fn: str):
+    def __init__(self, config: Config, name: str, run_fn: str, together: ClusterConfig | None = None):
         super().__init__(config, name)
-        self.run_fn = run_fn
+        self.run_fn, self.together = run_fn, together
 
     @classmethod
     def step_of(cls, name: str) -> Node:
@@ -55,11 +60,31 @@ class Trainer(Component):
           ShortlistError: if one of these was not made from `encoded`, or `start` from `earlier`, and whatever the
             trainer refuses.
         """
-        module, _, function = self.run_fn.partition(":")
         for base in (of or {}).values():
             base.refuse_unless_made_from(encoded)
         if start and earlier:
             start.refuse_unless_made_from(earlier)
         given = {"encoded": encoded, "candidates": candidates, "start": start, "earlier": earlier, "of": of}
         inputs = {name: value for name, value in given.items() if value is not None}
+        cluster = self._cluster()
+        if cluster is not None:
+            train_together(self.run_fn, self.config, inputs, out, _backup(out), cluster)
+            return
+        module, _, function = self.run_fn.partition(":")
         getattr(importlib.import_module(module), function)(self.config, inputs, out)
+
+    def _cluster(self) -> Cluster | None:
+        return read_cluster(getattr(self.config, "strategy", "none"), self.together)
+
+    def cluster(self) -> Cluster | None:
+        return self._cluster() if os.environ.get(TF_CONFIG) else None
+
+    def help(self, artifact: Model, there: Callable[[], bool], workdir: Path, inputs: dict[str, Any]) -> None:
+        cluster = self._cluster()
+        if cluster is not None:
+            help_training(self.run_fn, self.config, inputs, _backup(artifact.uri), cluster, there, workdir)
+
+
+def _backup(out: Path) -> Path:
+    """Where an interrupted training goes on from, beside the artifact or what is to become it."""
+    return out.with_name(f"{out.name.removesuffix('.partial')}.backup")

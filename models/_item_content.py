@@ -26,7 +26,7 @@ def weighted_sum(table: tf.Variable, rows: tf.Tensor, weight: tf.Tensor) -> tf.T
     used, column = tf.unique(tf.gather_nd(rows, place), tf.int64)
     shape = [tf.shape(rows, tf.int64)[0], tf.size(used, tf.int64)]
     weights = tf.SparseTensor(tf.stack([place[:, 0], column], axis=1), tf.gather_nd(weight, place), shape)  # [N, used]
-    return tf.sparse.sparse_dense_matmul(weights, tf.gather(table, used))
+    return tf.sparse.sparse_dense_matmul(weights, tf.nn.embedding_lookup(table, used))
 
 
 def mean_of_known(table: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
@@ -113,13 +113,15 @@ class ItemContent(tf.keras.layers.Layer):
     def call(self, items: tf.Tensor) -> tf.Tensor:
         parts = []
         if self.num_genres:
-            parts.append(tf.linalg.matmul(tf.gather(self.genres, items), self.genre_table))
+            parts.append(tf.linalg.matmul(tf.nn.embedding_lookup(self.genres, items), self.genre_table))
         if self.num_years:
-            parts.append(tf.gather(self.year_table, tf.gather(self.years, items)))
+            years = tf.nn.embedding_lookup(self.years, items)
+            parts.append(tf.nn.embedding_lookup(self.year_table, years))
         if self.num_title_tokens:
-            parts.append(mean_of_known(self.title_table, tf.gather(self.titles, items)))
+            parts.append(mean_of_known(self.title_table, tf.nn.embedding_lookup(self.titles, items)))
         for name, _ in self.categories:
-            parts.append(mean_of_known(self.column_tables[name], tf.gather(self.columns[name], items)[:, tf.newaxis]))
+            rows = tf.nn.embedding_lookup(self.columns[name], items)[:, tf.newaxis]
+            parts.append(mean_of_known(self.column_tables[name], rows))
         return tf.add_n(parts)
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID
 from shortlist.models._checks import require, require_integer, require_number
+from shortlist.models._replicas import gathered, replicas
 
 SOFTMAX = ("full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only")
 IN_BATCH = ("in_batch", "mixed", "hard")
@@ -52,7 +53,8 @@ class StreamingFrequency(tf.keras.layers.Layer):
         self.buckets, self.hashes = require_integer("buckets", buckets), require_integer("hashes", hashes)
         require(0 < rate <= 1, "`rate` must be in (0, 1].", rate=rate)
         self.rate, self.first_gap = rate, require_number("first_gap", first_gap, low=1.0)
-        constant, size = {"trainable": False}, (self.hashes * self.buckets,)
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA  # all replicas count the same batch
+        constant, size = {"trainable": False, "aggregation": first}, (self.hashes * self.buckets,)
         self.last = self.add_weight("last", size, tf.float32, "zeros", **constant)
         self.gap = self.add_weight("gap", size, tf.float32, tf.keras.initializers.Constant(first_gap), **constant)
         self.step = self.add_weight("step", (), tf.float32, "zeros", **constant)
@@ -69,13 +71,13 @@ class StreamingFrequency(tf.keras.layers.Layer):
         """Counts one batch, int `[N]`; an item twice in it is there once."""
         self.step.assign_add(1.0)
         place = tf.reshape(self.places(items), [-1])
-        last, gap = tf.gather(self.last, place), tf.gather(self.gap, place)
+        last, gap = tf.nn.embedding_lookup(self.last, place), tf.nn.embedding_lookup(self.gap, place)
         gap = (1 - self.rate) * gap + self.rate * (self.step - last)
         self.gap.scatter_update(tf.IndexedSlices(gap, place))  # equal places are given equal values
         self.last.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(place), self.step), place))
 
     def call(self, items: tf.Tensor) -> tf.Tensor:
-        return -tf.math.log(tf.reduce_max(tf.gather(self.gap, self.places(items)), axis=0))
+        return -tf.math.log(tf.reduce_max(tf.nn.embedding_lookup(self.gap, self.places(items)), axis=0))
 
     def get_config(self) -> dict[str, Any]:
         own = {"buckets": self.buckets, "hashes": self.hashes, "rate": self.rate, "first_gap": self.first_gap}
@@ -162,7 +164,7 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
         rule = f"`counts` must be one number for each of the {self.num_items:,} items."
         require(counts.shape == (self.num_items,), rule, shape=counts.shape)
         share = np.maximum(counts, 0.5) / max(counts.sum(), 1.0)
-        self.log_share.assign(np.log(share))
+        self.log_share.assign(np.log(share).astype(np.float32))
         if self.softmax == "popularity":
             power = share**self.popularity_power
             power[:FIRST_ID] = 0
@@ -179,11 +181,11 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
         if self.log_q == "none" or self.softmax == "uniform":
             return tf.zeros(tf.shape(items))
         if self.softmax == "popularity":
-            return tf.gather(self.log_share, items) * self.popularity_power
+            return tf.nn.embedding_lookup(self.log_share, items) * self.popularity_power
         if self.log_q == "streaming":
             log_count = self.streaming(items)
         else:
-            log_count = tf.gather(self.log_share, items) + tf.math.log(tf.cast(batch, tf.float32))
+            log_count = tf.nn.embedding_lookup(self.log_share, items) + tf.math.log(tf.cast(batch, tf.float32))
         if self.softmax == "in_batch":
             return log_count
         return tf.math.log(tf.exp(log_count) + self.negatives / (self.num_items - FIRST_ID))
@@ -218,11 +220,12 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
         if self.softmax == "positives_only":
             right = tf.reduce_sum(psi * embed(label), axis=1, keepdims=True)
             return tf.concat([right, tf.zeros_like(right)], axis=1), tf.zeros_like(label)  # σ is a softmax against 0
+        everybody = gathered(label) if self.softmax in IN_BATCH else label  # the batch of all replicas
         if self.log_q == "streaming" and training:
-            self.streaming.update(label)
+            self.streaming.update(everybody)
         drawn = self.draw([0 if self.softmax == "in_batch" else self.negatives - self.hard])
         if self.softmax in IN_BATCH:
-            logits, own = self._grouped(psi, label, tf.concat([label, drawn], axis=0), embed)
+            logits, own = self._grouped(psi, label, everybody, drawn, embed)
         else:
             items = tf.concat([label, drawn], axis=0)
             vectors, log_q = embed(items), self.log_probability(items, batch)
@@ -239,17 +242,29 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
             logits = tf.concat([logits, tf.where(label[:, tf.newaxis] == items, MASKED, hard)], axis=1)
         return logits, own
 
-    def _grouped(self, psi: tf.Tensor, label: tf.Tensor, items: tf.Tensor, embed: Embed) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logits `[B, U]` of the different ones among `items`, which begin with the labels, and the labels' columns.
+    def _grouped(
+        self, psi: tf.Tensor, label: tf.Tensor, everybody: tf.Tensor, drawn: tf.Tensor, embed: Embed
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logits `[B, U]` of the different ones among the labels of all replicas and `drawn`, and the labels' columns.
 
         An item that is there c times is a negative c times, so its logit grows by log c; where it is the label it
-        counts once, which masks all accidental hits.
+        counts once, which masks all accidental hits. Alone, a replica embeds each item once; several embed their own
+        labels and exchange the vectors.
         """
-        batch = tf.shape(label)[0]
+        batch, alone = tf.shape(label)[0], replicas() == 1
+        items = tf.concat([everybody, drawn] if alone else [label, everybody, drawn], axis=0)  # own labels first
         used, place, count = tf.unique_with_counts(items)
-        own, log_count = place[:batch], tf.math.log(tf.cast(count, tf.float32))
-        bias = log_count - self.log_probability(used, batch)
-        vectors = tf.concat([embed(used), bias[:, tf.newaxis]], axis=1)  # [U, D + 1]
+        own = place[:batch]
+        if alone:
+            vectors = embed(used)
+        else:
+            count -= tf.math.bincount(own, minlength=tf.size(used), maxlength=tf.size(used))  # they are there twice
+            mine = embed(label)
+            found = tf.concat([mine, gathered(mine), embed(drawn)], axis=0)
+            vectors = tf.gather(found, tf.math.unsorted_segment_min(tf.range(tf.size(items)), place, tf.size(used)))
+        log_count = tf.math.log(tf.cast(count, tf.float32))
+        bias = log_count - self.log_probability(used, tf.shape(everybody)[0])
+        vectors = tf.concat([vectors, bias[:, tf.newaxis]], axis=1)  # [U, D + 1]
         psi = tf.pad(psi, [[0, 0], [0, 1]], constant_values=1.0)
         logits = tf.linalg.matmul(psi, vectors, transpose_b=True)
         where = tf.stack([tf.range(batch), own], axis=1)

@@ -41,7 +41,7 @@ class SplitRows(tf.keras.layers.Layer):
         self.required = self.add_weight("required", (num_rows, len(self.contexts)), **constant)
         self.inverse = self.add_weight("inverse", (num_rows,), **constant)
         self.sibling = self.add_weight("sibling", (num_rows,), **constant)
-        self.sibling.assign(np.arange(num_rows))
+        self.sibling.assign(np.arange(num_rows, dtype=np.int32))
 
     def set_halves(self, required: np.ndarray, inverse: np.ndarray, sibling: np.ndarray) -> None:
         """Says which rows are halves.
@@ -72,14 +72,14 @@ class SplitRows(tf.keras.layers.Layer):
 
     def choose(self, rows: tf.Tensor, query: Query) -> tf.Tensor:
         """Of each row int32 `[B]`, either half of it, the one that is of the query's context."""
-        holds = self._holds(query, tf.gather(self.required, rows)[:, tf.newaxis])[:, 0]
-        right = holds != tf.cast(tf.gather(self.inverse, rows), tf.bool)
-        return tf.where(right, rows, tf.gather(self.sibling, rows))
+        holds = self._holds(query, tf.nn.embedding_lookup(self.required, rows)[:, tf.newaxis])[:, 0]
+        right = holds != tf.cast(tf.nn.embedding_lookup(self.inverse, rows), tf.bool)
+        return tf.where(right, rows, tf.nn.embedding_lookup(self.sibling, rows))
 
     def with_siblings(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows int32 `[B, E]` and their other halves, `[B, 2E]`: what was seen as one half is seen as both."""
         known = tf.clip_by_value(rows, 0, self.num_rows - 1)
-        return tf.concat([rows, tf.where(rows == known, tf.gather(self.sibling, known), rows)], axis=1)
+        return tf.concat([rows, tf.where(rows == known, tf.nn.embedding_lookup(self.sibling, known), rows)], axis=1)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_rows": self.num_rows, "contexts": dict(self.contexts)}

@@ -144,11 +144,12 @@ class ContentBased(tfrs.Model):
         if others:
             weight *= _relative(others[0], weight)
         weight = tf.math.divide_no_nan(weight, tf.reduce_sum(weight, axis=1, keepdims=True))
-        mean = tf.linalg.matvec(tf.gather(self.content, history), weight, transpose_a=True)  # [B, F]
+        mean = tf.linalg.matvec(tf.nn.embedding_lookup(self.content, history), weight, transpose_a=True)  # [B, F]
         if self.form == "profile":
             return tf.math.l2_normalize(mean, axis=1)
         if self.hash_buckets:
-            rows = tf.gather(self.id_table, tf.gather(self.bucket, history))  # [B, L, E]
+            buckets = tf.nn.embedding_lookup(self.bucket, history)
+            rows = tf.nn.embedding_lookup(self.id_table, buckets)  # [B, L, E]
             mean = tf.concat([tf.linalg.matvec(rows, weight, transpose_a=True), mean], axis=1)
         for layer in self.tower:
             mean = layer(mean)

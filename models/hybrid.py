@@ -10,6 +10,7 @@ import tensorflow_recommenders as tfrs
 from shortlist.models._base import FIRST_ID, Factorized, Query, cell_indices, constructor_arguments, register
 from shortlist.models._checks import require, require_integer
 from shortlist.models._nested import copy_weights, finite, restored
+from shortlist.models._replicas import total
 
 NEVER = -1e9
 
@@ -133,13 +134,13 @@ class Hybrid(tfrs.Model):
         about = tf.concat([tf.ones_like(length), tf.math.log1p(length) / 5, tf.cast(length == 0, tf.float32)], axis=1)
         by_query = 1.0 + tf.linalg.matmul(about, self.by_length)  # [B, M]
         by_item = tf.linalg.matmul(self.count, self.by_count)  # [I, M + 1]
-        total = tf.linalg.matvec(z, by_query) + tf.reduce_sum(z * by_item[:, :-1], axis=-1) + by_item[:, -1]
+        score = tf.linalg.matvec(z, by_query) + tf.reduce_sum(z * by_item[:, :-1], axis=-1) + by_item[:, -1]
         if self.project is not None:
             psi, vectors = (self._dropped(tf.concat(parts, axis=1), training) for parts in (queries, items))
             for layer in self.tower[:-1]:
                 psi = self._dropped(layer(psi), training)
-            total += tf.linalg.matmul(self.tower[-1](psi), self.project(vectors), transpose_b=True)
-        return total
+            score += tf.linalg.matmul(self.tower[-1](psi), self.project(vectors), transpose_b=True)
+        return score
 
     def _dropped(self, values: tf.Tensor, training: bool) -> tf.Tensor:
         return tf.nn.dropout(values, self.dropout) if training and self.dropout else values
@@ -148,15 +149,16 @@ class Hybrid(tfrs.Model):
         return self.score_items(inputs)
 
     def compute_loss(self, inputs: Query, training: bool = False) -> tf.Tensor:
-        """The mean loss of a batch: a `Query` with `targets` int32 `[B, T]`, what was watched next, at least one a
-        row, and `exclude` int32 `[B, E]`, what was seen before; 0 pads both."""
+        """The mean loss of a batch, of a replica what it adds to that: a `Query` with `targets` int32 `[B, T]`, what
+        was watched next, at least one a row, and `exclude` int32 `[B, E]`, what was seen before; 0 pads both."""
         scores, targets, exclude = self.score_items(inputs, training), inputs["targets"], inputs["exclude"]
         scores = tf.tensor_scatter_nd_update(scores, cell_indices(exclude), tf.fill(tf.shape(exclude), NEVER))
         reserved = tf.range(self.num_items) < FIRST_ID
         log_p = tf.nn.log_softmax(tf.where(reserved, NEVER, scores))
         there = tf.cast(targets >= FIRST_ID, tf.float32)
         found = tf.where(there > 0, tf.gather(log_p, targets, batch_dims=1), 0.0)
-        return -tf.reduce_mean(tf.reduce_sum(found, 1) / tf.reduce_sum(there, 1))
+        losses = -tf.reduce_sum(found, 1) / tf.reduce_sum(there, 1)
+        return tf.reduce_sum(losses) / total(tf.size(losses))
 
     def get_config(self) -> dict[str, Any]:
         return constructor_arguments(self)

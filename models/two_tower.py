@@ -221,7 +221,7 @@ class TwoTower(tfrs.Model):
         if self.time is not None:
             parts.append(tf.linalg.matmul(powers(self.time(query["time"][:, tf.newaxis])), self.time_table))
         if self.user_table is not None:
-            parts.append(tf.gather(self.user_table, query["user"]))
+            parts.append(tf.nn.embedding_lookup(self.user_table, query["user"]))
         for name, _ in self.categories:
             parts.append(mean_of_known(self.category_tables[name], query[name][:, tf.newaxis]))
         if self.quantiles is not None:
@@ -264,10 +264,10 @@ class TwoTower(tfrs.Model):
 
     def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
         """v, float32 `[N, D]`, of item rows int `[N]`."""
-        keep = tf.gather(self.trained, items)
+        keep = tf.nn.embedding_lookup(self.trained, items)
         if training and self.id_dropout:
             keep *= tf.cast(tf.random.uniform(tf.shape(items)) >= self.id_dropout, tf.float32)
-        vectors = tf.gather(self.candidate_table, items) * keep[:, tf.newaxis]
+        vectors = tf.nn.embedding_lookup(self.candidate_table, items) * keep[:, tf.newaxis]
         if self.content is not None:
             vectors += self.content(items)
         return tf.math.l2_normalize(vectors, axis=1) if self.normalize else vectors

@@ -10,6 +10,7 @@ import tensorflow_recommenders as tfrs
 from shortlist.models._base import FIRST_ID, constructor_arguments, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._layers import QuantileNormalization, last_n, powers
+from shortlist.models._replicas import replicas, total
 
 CUT = 5.0
 """Standard deviations at which a standardized feature is cut."""
@@ -235,7 +236,7 @@ class WeightedLogistic(tf.keras.Model):
         y_pred: Any = None,
         sample_weight: tf.Tensor = None,
     ) -> tf.Tensor:
-        """The weighted logistic loss plus that of P(watch), mean over the batch.
+        """The weighted logistic loss plus that of P(watch), mean over the batch; of a replica, what it adds to that.
 
         Args:
           x: `Inputs` of the batch.
@@ -249,11 +250,13 @@ class WeightedLogistic(tf.keras.Model):
         against = tf.ones_like(label) if self.exact else (1.0 - label) * weight
         loss = label * weight * tf.nn.softplus(-z) + against * tf.nn.softplus(z)
         watched = tf.nn.sigmoid_cross_entropy_with_logits(label, y_pred["watch_logit"])
-        total = tf.reduce_mean(loss) + tf.reduce_mean(watched) + tf.add_n([tf.constant(0.0), *self.losses])
+        summed = tf.reduce_sum(loss + watched)
         if self.embedding_dim and self.l2:
-            total += self.l2 * tf.reduce_mean(tf.reduce_sum(tf.square(self._vectors(x["item"])), axis=-1))
-        self.mean_loss.update_state(total, sample_weight=tf.shape(loss)[0])
-        return total
+            summed += self.l2 * tf.reduce_sum(tf.square(self._vectors(x["item"])))
+        examples = total(tf.size(loss))
+        mean = summed / examples + tf.add_n([tf.constant(0.0), *self.losses]) / replicas()
+        self.mean_loss.update_state(mean * replicas(), sample_weight=examples / replicas())
+        return mean
 
     def odds(self, inputs: Inputs) -> tf.Tensor:
         """exp(z), float32 `[...]`: the order of serving and the estimate of the expected watch time."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pydantic
@@ -11,12 +11,14 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._batches import BUCKET, rows_of
+from shortlist.components._cluster import Strategy
 from shortlist.components._config import Config
 from shortlist.components._examples import NextItemExamples, StreamedExamples
 from shortlist.components._first_stage import retrieve
 from shortlist.components._progress import progress
 from shortlist.components._queries import NO_TIME, EncodedData, Queries, Rows, build_queries
 from shortlist.components._stored_rows import StoredRows
+from shortlist.components._training import together
 from shortlist.components.artifacts import Model
 from shortlist.components.metrics import ranking_metrics
 from shortlist.models._base import FIRST_ID, Factorized, query_spec
@@ -31,12 +33,28 @@ class TrainerConfig(Config):
       train_on: "train", or "all" to fit a model that is to be served and not measured.
       leave_out: share of each user's latest positives that is not trained on, for a model that learns from them how far
         to trust this one.
+      strategy: how several devices or machines train it together, docs/scaling.md; `strategies` of a class are those
+        that its model supports.
     """
+
+    strategies: ClassVar[tuple[str, ...]] = ("none",)
 
     seed: int = pydantic.Field(0, ge=0, lt=2**31)
     deterministic: bool = True
     train_on: str = pydantic.Field("train", pattern="^(train|all)$")
     leave_out: float = pydantic.Field(0.0, ge=0, lt=1)
+    strategy: Strategy = "none"
+
+    @pydantic.model_validator(mode="after")
+    def _supported(self) -> "TrainerConfig":
+        if self.strategy not in self.supported():
+            model = type(self).__module__.rpartition(".")[2]
+            raise ValueError(f"`strategy` of {model} can be {', '.join(self.supported())}. Received: {self.strategy}.")
+        return self
+
+    def supported(self) -> tuple[str, ...]:
+        """The strategies that go with these settings."""
+        return self.strategies
 
 
 class EpochsConfig(TrainerConfig):
@@ -47,8 +65,32 @@ class EpochsConfig(TrainerConfig):
       patience: above 0 stops early, after so many epochs without a better NDCG@10 on `validation`.
     """
 
+    strategies: ClassVar[tuple[str, ...]] = ("none", "mirrored", "multi_worker", "parameter_server")
+
     epochs: int = pydantic.Field(12, ge=1)
     patience: int = pydantic.Field(0, ge=0)
+
+
+class Share(NamedTuple):
+    """The parts of each batch that one process reads: those of its replicas, of as many parts as there are replicas.
+
+    Args:
+      first: the number of the first of them.
+      count: how many.
+      of: how many there are in all processes.
+    """
+
+    first: int
+    count: int
+    of: int
+
+    def slices(self, start: int, size: int) -> Iterator[slice]:
+        """The parts of the examples from `start` on, `size` of them: as large as one another, but for one example."""
+        for part in range(self.first, self.first + self.count):
+            yield slice(start + part * size // self.of, start + (part + 1) * size // self.of)
+
+
+ALONE = Share(0, 1, 1)
 
 
 Examples = NextItemExamples | StreamedExamples
@@ -170,8 +212,11 @@ def epoch_batches(
     spec: Any,
     config: Any,
     first: int,
+    share: Share = ALONE,
 ) -> tuple[tf.data.Dataset, int]:
     """The batches of the epochs from `first` on, the same whether or not the earlier ones were seen here.
+
+    Every process draws the same epochs, and makes of their batches the parts of its own replicas, one after the other.
 
     Args:
       draw: draws an epoch; what it returns makes the batch of a slice of its examples.
@@ -179,6 +224,7 @@ def epoch_batches(
       spec: of a batch.
       config: with `epochs`, `batch_size` and `seed`.
       first: the epoch to begin with.
+      share: what of each batch is read here.
 
     Returns:
       The data set, and how many batches an epoch has.
@@ -189,13 +235,13 @@ def epoch_batches(
         for number in range(config.epochs):
             batch = draw(rng)
             for start in range(0, size if number >= first else 0, config.batch_size):
-                yield batch(slice(start, start + config.batch_size))
+                yield from map(batch, share.slices(start, min(config.batch_size, size - start)))
 
     batches = tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8)
     return batches, -(-size // config.batch_size)
 
 
-def next_item_batches(examples: Examples, config: Any, first: int) -> tuple[tf.data.Dataset, int]:
+def next_item_batches(examples: Examples, config: Any, first: int, share: Share = ALONE) -> tuple[tf.data.Dataset, int]:
     """As `epoch_batches`, of examples."""
     spec = {name: tf.TensorSpec([None, *values.shape[1:]], values.dtype) for name, values in examples.one().items()}
     rng = np.random.default_rng(config.seed)
@@ -203,8 +249,9 @@ def next_item_batches(examples: Examples, config: Any, first: int) -> tuple[tf.d
     def generate() -> Iterator[dict[str, np.ndarray]]:
         for number in range(config.epochs):
             batches = examples.batches(rng, config.batch_size)
-            if number >= first:
-                yield from batches
+            for batch in batches if number >= first else ():
+                for part in share.slices(0, len(batch["label"])):
+                    yield {name: values[part] for name, values in batch.items()}
 
     batches = tf.data.Dataset.from_generator(generate, output_signature=spec).prefetch(8)
     return batches, -(-len(examples) // config.batch_size)
@@ -270,12 +317,16 @@ class Validate(tf.keras.callbacks.Callback):
 
 
 def callbacks(label: str, epochs: int, workdir: Path, patience: int, validate: Validate | None) -> list[Any]:
-    """The bar, TensorBoard, and early stopping on the validation metric where `patience` is above 0."""
+    """The bar and TensorBoard, both of the chief alone, and early stopping on the validation metric where `patience`
+    is above 0."""
     found: list[Any] = []
     if patience and validate is not None:
         found += [validate]
         stop = {"monitor": "val_ndcg@10", "mode": "max", "patience": patience, "restore_best_weights": True}
         found += [tf.keras.callbacks.EarlyStopping(**stop)]
+    shared = together()
+    if shared and not shared.cluster.is_chief:
+        return found
     return [*found, tf.keras.callbacks.TensorBoard(str(workdir / "logs"), write_graph=False), Bar(label, epochs)]
 
 
@@ -318,7 +369,10 @@ def save(
     notes: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a `Model` artifact; see there."""
+    """Writes a `Model` artifact; see there. Of several processes that trained the model together, the chief does."""
+    shared = together()
+    if shared:
+        shared.leave_the_rest_to_the_chief()
     model.save(str(workdir / "model.keras"))
     tf.saved_model.save(module, str(workdir / "serving"))
     if getattr(config, "patience", 0):

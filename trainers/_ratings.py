@@ -1,6 +1,7 @@
 """What the trainers of rating models do alike."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from shortlist.models._nested import described
 from shortlist.models._optimizer import TableAdagrad
 from shortlist.models._split_rows import SplitItems, SplitUsers
 from shortlist.trainers._common import (
+    ALONE,
     EpochsConfig,
+    Share,
     callbacks,
     contexts_of,
     epoch_batches,
@@ -31,6 +34,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._strategy import fit
 from shortlist.trainers._warm import Tables, carry, labels
 
 MANY = 100
@@ -91,22 +95,15 @@ def train_ratings(
     model.adapt(x, y)
     if not start:
         model.compile(TableAdagrad(config.learning_rate))
-    batches, steps = rating_batches(x, y, config, first)
     validate = validate_retriever(model, data, name, config.patience)
-    history = model.fit(
-        batches,
-        epochs=config.epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=callbacks(f"{name}: epochs", config.epochs, workdir, config.patience, validate),
-    )
+    shown = callbacks(f"{name}: epochs", config.epochs, workdir, config.patience, validate)
+    history = fit(model, config, partial(rating_batches, x, y, config), first, shown)
     if splits:
         pq.write_table(_table(data, splits), workdir / "context_splits.parquet")
         notes += [
             f"{count:,} of {len(np.unique(x[side])):,} {side}s are split by context." for side, count in further.items()
         ]
-    save(model, serving(model, data), config, workdir, history.history, notes)
+    save(model, serving(model, data), config, workdir, history, notes)
 
 
 def tables(model: Any, data: EncodedData, config: RatingConfig) -> Tables:
@@ -166,7 +163,7 @@ def ratings(rows: Rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def rating_batches(
-    x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int
+    x: dict[str, np.ndarray], y: np.ndarray, config: RatingConfig, first: int, share: Share = ALONE
 ) -> tuple[tf.data.Dataset, int]:
     """`epoch_batches` of ratings."""
 
@@ -175,4 +172,4 @@ def rating_batches(
         return lambda part: ({name: values[order[part]] for name, values in x.items()}, y[order[part]])
 
     spec = ({name: tf.TensorSpec([None], tf.int32) for name in x}, tf.TensorSpec([None], tf.float32))
-    return epoch_batches(draw, len(y), spec, config, first)
+    return epoch_batches(draw, len(y), spec, config, first, share)

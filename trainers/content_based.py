@@ -30,6 +30,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._strategy import fit
 from shortlist.trainers._warm import Tables, carry, labels
 
 
@@ -83,17 +84,10 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         model.set_trained(np.flatnonzero(examples.label_counts(data.num_items)))
         model.compile(AdamWithTables(config.learning_rate, config.table_learning_rate))
     notes = carry(model, tables, config, inputs, data)
-    batches, steps = next_item_batches(examples, config, first)
     validate = validate_retriever(model, data, "content_based", config.patience)
-    history = model.fit(
-        batches,
-        epochs=config.epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=callbacks("content_based: epochs", config.epochs, workdir, config.patience, validate),
-    )
-    save(model, serving(model, data), config, workdir, history.history, notes)
+    shown = callbacks("content_based: epochs", config.epochs, workdir, config.patience, validate)
+    history = fit(model, config, partial(next_item_batches, examples, config), first, shown)
+    save(model, serving(model, data), config, workdir, history, notes)
 
 
 def tables(model: ContentBased, data: EncodedData, config: Config) -> Tables:

@@ -1,6 +1,7 @@
 """Trains `Hybrid` on what its bases were not fitted to."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from shortlist.components._queries import NO_TIME, EncodedData, Ragged, Rows
 from shortlist.models._nested import described
 from shortlist.models.hybrid import Hybrid
 from shortlist.trainers._common import (
+    ALONE,
     EpochsConfig,
+    Share,
     bases,
     callbacks,
     epoch_batches,
@@ -25,6 +28,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._strategy import fit
 
 
 class Config(EpochsConfig):
@@ -74,16 +78,9 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     start, first = start_of(inputs)
     model = start or _new(config, data, bases(inputs), rows["item"][~late & rows["positive"]])
     validate = validate_retriever(model, data, "hybrid", config.patience)
-    batches, steps = _batches(examples, config, first)
-    history = model.fit(
-        batches,
-        epochs=config.epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=callbacks("hybrid: epochs", config.epochs, workdir, config.patience, validate),
-    )
-    save(model, serving(model, data), config, workdir, history.history)
+    shown = callbacks("hybrid: epochs", config.epochs, workdir, config.patience, validate)
+    history = fit(model, config, partial(_batches, examples, config), first, shown)
+    save(model, serving(model, data), config, workdir, history)
 
 
 def _new(config: Config, data: EncodedData, models: Mapping[str, Any], watched: np.ndarray) -> Hybrid:
@@ -135,7 +132,7 @@ class Examples:
         return found
 
 
-def _batches(examples: Examples, config: Config, first: int) -> tuple[tf.data.Dataset, int]:
+def _batches(examples: Examples, config: Config, first: int, share: Share = ALONE) -> tuple[tf.data.Dataset, int]:
     def draw(rng: np.random.Generator) -> Callable[[slice], dict[str, np.ndarray]]:
         order = rng.permutation(len(examples.user))
         cold = rng.random(len(order)) < config.cold_share
@@ -143,4 +140,4 @@ def _batches(examples: Examples, config: Config, first: int) -> tuple[tf.data.Da
 
     one = examples.batch(np.zeros(1, np.int64), np.zeros(1, bool))
     spec = {k: tf.TensorSpec([None] * v.ndim, v.dtype) for k, v in one.items()}
-    return epoch_batches(draw, len(examples.user), spec, config, first)
+    return epoch_batches(draw, len(examples.user), spec, config, first, share)

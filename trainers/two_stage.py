@@ -1,4 +1,7 @@
-"""The whole pipeline on one screen, and the configuration that it is built from."""
+"""The whole pipeline on one screen, and the configuration that it is built from.
+
+Past 400 lines because whoever reads a setting reads beside it what is refused.
+"""
 
 import copy
 import importlib
@@ -11,6 +14,7 @@ import pydantic
 
 from shortlist import ShortlistError
 from shortlist.components._ann import IndexConfig
+from shortlist.components._cluster import ClusterConfig, Strategy
 from shortlist.components._config import Config, nearest, parse, tomllib, unknown
 from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._first_stage import ShortlistConfig
@@ -59,6 +63,8 @@ class TwoStage(Config):
       refit: train the sources again on everything before the export (docs/decisions/0011-refit.md).
       warm_start: the folder of an earlier run, which is kept; embeddings begin as they were learned there, by id.
       engine: where data work is done, which changes no result.
+      strategy: of every trainer that goes by steps and has no strategy of its own; the others train on the chief alone.
+      cluster: what the processes of a strategy need besides.
     """
 
     workdir: Path = Path("runs/demo")
@@ -66,6 +72,8 @@ class TwoStage(Config):
     refit: bool = False
     warm_start: Path | None = None
     engine: EngineConfig = EngineConfig()
+    strategy: Strategy = "none"
+    cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     schemas: SchemaConfig = SchemaConfig()
     validator: ValidatorConfig = ValidatorConfig()
@@ -174,8 +182,10 @@ def _trained(
 
 def _trainer(name: str, model: ModelConfig, config: TwoStage, forced: Mapping[str, Any] | None = None) -> Trainer:
     settings = {**defaults(model.model), "seed": config.seed, **model.settings, **(forced or {})}
-    where = f"{name} ({model.model})"
-    return Trainer(parse(config_class(model.model), settings, where), name, f"shortlist.trainers.{model.model}:train")
+    cls, where = config_class(model.model), f"{name} ({model.model})"
+    if len(getattr(cls, "strategies", ())) > 1:
+        settings.setdefault("strategy", config.strategy)
+    return Trainer(parse(cls, settings, where), name, f"shortlist.trainers.{model.model}:train", config.cluster)
 
 
 def _bases(settings: Config | None) -> tuple[str, ...]:

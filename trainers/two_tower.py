@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._strategy import fit
 from shortlist.trainers._warm import RESERVED, Tables, carry, labels
 
 TITLE_LENGTH = 16
@@ -80,6 +82,13 @@ class Config(NextItemConfig):
     title: bool = False
     learning_rate: float = pydantic.Field(0.1, gt=0)
 
+    def supported(self) -> tuple[str, ...]:
+        if self.softmax == "hard":  # one index of all items, which each step searches
+            return ("none",)
+        if self.log_q == "streaming":  # counts the batches of one after the other
+            return self.strategies[:3]
+        return self.strategies
+
 
 def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None:
     """Fits the towers to random prefixes of each user's history."""
@@ -92,16 +101,9 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
         pretrain_words(model, config, data, rows)
     notes = carry(model, tables, config, inputs, data) + depth_note(config, examples)
     validate = validate_retriever(model, data, "two_tower", config.patience)
-    batches, steps = next_item_batches(examples, config, first)
-    history = model.fit(
-        batches,
-        epochs=config.epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        verbose=0,
-        callbacks=callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate),
-    )
-    save(model, serving(model, data), config, workdir, history.history, notes)
+    shown = callbacks("two_tower: epochs", config.epochs, workdir, config.patience, validate)
+    history = fit(model, config, partial(next_item_batches, examples, config), first, shown)
+    save(model, serving(model, data), config, workdir, history, notes)
 
 
 def tables(model: TwoTower, data: EncodedData, config: Config) -> Tables:

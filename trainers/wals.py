@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from shortlist.trainers._common import (
     start_of,
     validate_retriever,
 )
+from shortlist.trainers._strategy import strategy_of
 from shortlist.trainers._warm import Tables, carry, labels
 
 
@@ -38,6 +39,8 @@ class Config(EpochsConfig):
         known).
       alpha: α.
     """
+
+    strategies: ClassVar[tuple[str, ...]] = ("none", "mirrored", "multi_worker")
 
     embedding_dim: int = pydantic.Field(64, ge=1)
     unobserved_weight: float = pydantic.Field(0.2, ge=0)
@@ -79,14 +82,15 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     validate = validate_retriever(model, data, "wals", config.patience)
     x = interaction_matrix(rows, data.num_users, data.num_items)
     weigh = config.confidence != "none"
-    history = model.fit(
-        x,
-        sample_weight=confidences(config, x, rows, positive_weight(data, rows)) if weigh else None,
-        epochs=config.epochs,
-        initial_epoch=first,
-        verbose=0,
-        callbacks=callbacks("wals: epochs", config.epochs, workdir, config.patience, validate),
-    )
+    with strategy_of(config).scope():
+        history = model.fit(
+            x,
+            sample_weight=confidences(config, x, rows, positive_weight(data, rows)) if weigh else None,
+            epochs=config.epochs,
+            initial_epoch=first,
+            verbose=0,
+            callbacks=callbacks("wals: epochs", config.epochs, workdir, config.patience, validate),
+        )
     save(model, serving(model, data), config, workdir, history.history, notes)
 
 

@@ -1,7 +1,8 @@
 """Trains `WeightedLogistic` on the impressions of `rank_train`, or on its candidates where the log has none."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,18 @@ from shortlist.models._layers import last_n
 from shortlist.models._optimizer import AdamWithTables
 from shortlist.models._ranking_features import GROUPS, group_of
 from shortlist.models.weighted_logistic import LADDER, WeightedLogistic
-from shortlist.trainers._common import EpochsConfig, Validate, callbacks, prepare, save, served, start_of
+from shortlist.trainers._common import (
+    EpochsConfig,
+    Share,
+    Validate,
+    callbacks,
+    epoch_batches,
+    prepare,
+    save,
+    served,
+    start_of,
+)
+from shortlist.trainers._strategy import fit
 
 PROXY = "Positives weigh their rating, a proxy for the watch time that the data does not have."
 UNSHOWN = (
@@ -113,16 +125,13 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     if config.patience:
         held = read_shortlists(candidates, "validation")
         validate = Validate(lambda _: by_odds(held["items"], score(model, held)["odds"]), data)
-    history = model.fit(
-        {key: values[order] for key, values in x.items()},
-        label[order],
-        sample_weight=weight[order],
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        initial_epoch=first,
-        verbose=0,
-        callbacks=callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate),
-    )
+    learned = ({key: values[order] for key, values in x.items()}, label[order], weight[order])
+    bar = callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate)
+    if config.strategy == "none":
+        epochs = {"epochs": config.epochs, "initial_epoch": first, "batch_size": config.batch_size}
+        history = model.fit(*learned[:2], sample_weight=learned[2], verbose=0, callbacks=bar, **epochs).history
+    else:
+        history = fit(model, config, partial(_batches, learned, config), first, bar)
     model.calibrate(x, label, weight)
     notes = [PROXY] if config.weighted and info["weight_from"] == "rating" else []
     notes += [] if shown else [UNSHOWN]
@@ -133,7 +142,19 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     ]
     learned = config.weighted and shown and info["weight_from"] == "watch_time"
     facts = {"expected_watch_time": {"unit": config.watch_time_unit} if learned else None, "learned_from_shown": shown}
-    save(model, served({"score": (model.score, spec)}, model), config, workdir, history.history, notes, facts)
+    save(model, served({"score": (model.score, spec)}, model), config, workdir, history, notes, facts)
+
+
+def _batches(learned: Any, config: Config, first: int, share: Share) -> tuple[tf.data.Dataset, int]:
+    """`epoch_batches` of the examples."""
+    x, label, weight = learned
+
+    def draw(rng: np.random.Generator) -> Callable[[slice], Any]:
+        order = rng.permutation(len(label))
+        return lambda part: ({k: v[order[part]] for k, v in x.items()}, label[order[part]], weight[order[part]])
+
+    spec = tf.nest.map_structure(lambda v: tf.TensorSpec([None, *v.shape[1:]], v.dtype), (x, label, weight))
+    return epoch_batches(draw, len(label), spec, config, first, share)
 
 
 def _learns_from_impressions(config: Config, candidates: Candidates) -> bool:

@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 from shortlist import ShortlistError
 
 if TYPE_CHECKING:
+    from shortlist.components._cluster import Cluster
     from shortlist.components.artifacts import Artifact
     from shortlist.components.pipeline import Pipeline
     from shortlist.trainers.refresh import Run as FinishedRun
@@ -94,6 +95,14 @@ BeamFlags = Annotated[
     typer.Option(BEAM, metavar="[=VALUE]", help="A flag of Beam's own, such as --beam-runner=FlinkRunner; any number."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of every trainer. [default: 0]")]
+StrategyName = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy",
+        metavar="none|mirrored|multi_worker|parameter_server",
+        help="Train on the devices of this machine, or with the processes that TF_CONFIG names. [default: none]",
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="A run's folder.")]
 
 
@@ -136,6 +145,7 @@ def run(
     keep: Annotated[int | None, typer.Option(help="How many pushed versions stay. [default: 5]", min=1)] = None,
     engine: EngineName = None,
     beam: BeamFlags = None,
+    strategy: StrategyName = None,
     force: Force = None,
 ) -> None:
     """The whole pipeline: from interactions to a pushed SavedModel.
@@ -147,6 +157,9 @@ def run(
     them, wherever these stand now; fewer epochs will do (--set sources.two_tower.epochs=4). It must have been split
     alike, on the same data or on data that goes on: what was trained on what is measured here is refused.
 
+    With --strategy multi_worker or parameter_server, give the same command with the same folder on every machine
+    (docs/scaling.md): the chief runs the steps, the others help with the training of what goes by steps.
+
     Example: [bold]shortlist run --data tfds:movielens/latest-small --set sources.wals.embedding_dim=128[/bold]
     """
     from shortlist.trainers.two_stage import load_config, two_stage
@@ -157,9 +170,13 @@ def run(
         given["push.keep"] = keep
     if warm_start is not None:
         given["warm_start"] = str(warm_start)
+    if strategy is not None:
+        given["strategy"] = strategy
     settings = load_config(config, {"workdir": str(workdir or Path("runs") / _slug(data)), **given})
     settings = settings.model_copy(update={"refit": refit or settings.refit})
-    _show_run(settings, _execute(two_stage, settings, force))
+    done = _execute(two_stage, settings, force)
+    if done is not None:
+        _show_run(settings, done)
 
 
 @app.command()
@@ -175,6 +192,7 @@ def train(
     positive_threshold: Threshold = None,
     engine: EngineName = None,
     beam: BeamFlags = None,
+    strategy: StrategyName = None,
     force: Force = None,
 ) -> None:
     """One model alone, and its figures beside the baselines'. A ranker is trained on the shipped sources' shortlist.
@@ -183,17 +201,21 @@ def train(
 
     Example: [bold]shortlist train wals --data demo --set embedding_dim=128 --set split.test=0.2[/bold]
     """
-    from shortlist.trainers.two_stage import RANKER, alone, defaults, load_config, retrieval_only, two_stage
+    from shortlist.trainers.two_stage import RANKER, alone, defaults, load_config, place_of, retrieval_only, two_stage
 
     defaults(model)  # refuses what is not a model
     _, given = _given(model, data, archive_dir, config, overrides, seed, positive_threshold)
     baselines: dict[str, Any] = {"baselines": {}} if model in ("item_knn", "popularity") else {}
     folder = {"workdir": str(workdir or Path("runs") / _slug(data, model))}
+    if strategy is not None:  # of this model: one that does not support it is refused
+        given[f"{place_of(model)}strategy"] = strategy
     settings = load_config(None, {**alone(model), **baselines, **folder, **_engine_given(engine, beam), **given})
     if model == RANKER:
         done = _execute(two_stage, settings, force, until=["Reporter"])
     else:
         done = _execute(retrieval_only, settings, force)
+    if done is None:
+        return
     _show_metrics(done["Evaluator"].read_json("metrics.json"))
     step = "Trainer.weighted_logistic" if model == RANKER else f"Trainer.{model}"
     out.print(f"\nModel: {escape(str(done[step].uri / 'model.keras'))}", soft_wrap=True)
@@ -696,11 +718,19 @@ def _execute(
     settings: "TwoStage",
     force: list[str] | None,
     until: Sequence[str] = (),
-) -> "dict[str, Artifact]":
+) -> "dict[str, Artifact] | None":
+    """Runs a pipeline and writes down what it made; None in a process of a cluster that is not its chief."""
     from shortlist.components._files import replace_file
 
     pipeline = build(settings)
+    cluster = _cluster_of(pipeline, settings)
     err.print(f"[bold]{escape(settings.data.source)}[/bold] → {escape(str(settings.workdir))}")
+    if cluster and not cluster.is_chief:
+        err.print(
+            f"  {escape(cluster.name(cluster.job, cluster.index))} follows {escape(cluster.name(*cluster.chief))}"
+        )
+        pipeline.run(until=until, force=force or [])
+        return None
     done = pipeline.run(until=until, force=force or [])
     pushed = done["Pusher"].read_json("pushed.json")["path"] if "Pusher" in done else None
     if pushed and not Path(pushed).exists() and not _rolled_back(Path(pushed)):
@@ -714,6 +744,20 @@ def _execute(
     replace_file(settings.workdir / "run.json", json.dumps(kind, indent=2))  # last: it says that the others are there
     err.print(f"  {len(pipeline.ran)} steps run, {len(pipeline.cached)} from the cache")
     return done
+
+
+def _cluster_of(pipeline: "Pipeline", settings: "TwoStage") -> "Cluster | None":
+    """The cluster of a pipeline; refuses what TF_CONFIG says before anything runs, and divides the CPU."""
+    from shortlist.components._cluster import read_cluster
+
+    configs = [step.component.config for step in pipeline.steps.values()]
+    strategies = dict.fromkeys(getattr(config, "strategy", "none") for config in configs)
+    clusters = [read_cluster(name, settings.cluster) for name in strategies]
+    if set(strategies) != {"none"}:
+        from shortlist.components._training import divide_cpu
+
+        divide_cpu(settings.cluster.devices)
+    return next(filter(None, clusters), None)
 
 
 def _rolled_back(version: Path) -> bool:

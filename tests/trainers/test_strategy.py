@@ -1,0 +1,241 @@
+"""Training on several replicas gives what training on one does: on two devices, in two processes, with servers."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+
+from shortlist import ShortlistError
+from shortlist.components import _training
+from shortlist.components._cluster import Cluster, ClusterConfig, read_cluster
+from shortlist.trainers._common import Share
+from shortlist.trainers.two_stage import load_config
+
+SCRIPT = Path(__file__).parents[1] / "replica_losses.py"
+SHARED = ("in_batch", "full", "camf", "ranker")
+STEP = 1e-3
+
+
+def addresses(number: int) -> list[str]:
+    probes = [socket.socket() for _ in range(number)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    found = [f"127.0.0.1:{probe.getsockname()[1]}" for probe in probes]
+    for probe in probes:
+        probe.close()
+    return found
+
+
+def tf_config(jobs: dict[str, list[str]], job: str, index: int) -> str:
+    return json.dumps({"cluster": jobs, "task": {"type": job, "index": index}})
+
+
+def started(jobs: dict[str, list[str]], strategy: str, folder: Path, cases: Sequence[str]) -> list[subprocess.Popen]:
+    """A process for each address, those of the first role first."""
+    command = [sys.executable, str(SCRIPT), str(folder), *cases]
+    processes = []
+    for job, index in ((job, index) for job, found in jobs.items() for index in range(len(found))):
+        environment = {**os.environ, "STRATEGY": strategy, "TF_CONFIG": tf_config(jobs, job, index)}
+        log = (folder / f"{job}{index}.log").open("w")
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True))
+    return processes
+
+
+@pytest.fixture(scope="module")
+def two_devices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
+    """By case, the losses of 50 steps on one device and on two."""
+    cases = [*SHARED, "streaming", "content_based", "hybrid"]
+    command = [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("alone")), *cases]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_two_devices_follow_one(two_devices):
+    for name, (one, two) in two_devices.items():
+        assert len(one) == 50
+        assert one[-1] < 0.99 * one[0], name  # it learns, so that what it follows is not a constant
+        np.testing.assert_allclose(two, one, rtol=STEP, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(two_devices, tmp_path):
+    processes = started({"worker": addresses(2)}, "multi_worker", tmp_path, SHARED)
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for output in outputs:
+        losses = json.loads(output)
+        assert set(losses) == set(SHARED)
+        for name, values in losses.items():
+            np.testing.assert_allclose(values, two_devices[name][0], rtol=STEP, err_msg=name)
+
+
+@pytest.mark.slow
+def test_workers_and_servers_learn_what_one_machine_does(tmp_path):
+    jobs = dict(zip(("chief", "worker", "ps"), (addresses(5)[a:b] for a, b in ((0, 1), (1, 3), (3, 5))), strict=True))
+    chief, *others = started(jobs, "parameter_server", tmp_path, ["in_batch"])
+    try:
+        output = chief.communicate(timeout=200)[0]
+    finally:
+        for process in (chief, *others):
+            process.kill()
+    one, many = map(np.array, json.loads(output)["in_batch"])
+    rng = np.random.default_rng(0)
+    low, high = np.quantile(rng.choice(one, (2000, len(one))).mean(axis=1), [0.025, 0.975])
+    assert one.mean() > 0.7  # of 58 items, 9 in 10 labels can be known
+    assert low <= many.mean() <= high
+
+
+def arguments(home: Path, workdir: Path, *settings: str) -> list[str]:
+    log = ["--data", f"parquet:{home / 'log.parquet'}", "--workdir", str(workdir)]
+    own = ("embedding_dim=8", "dropout=0", "content=false", "evaluation.cutoffs=[10,20]", "evaluation.samples=100")
+    return ["train", "two_tower", *log, *(word for s in (*own, *settings) for word in ("--set", s))]
+
+
+def one_worker(jobs: dict[str, list[str]], index: int, given: list[str], folder: Path) -> subprocess.Popen:
+    environment = {**small_run.environment(), "TF_CONFIG": tf_config(jobs, "worker", index)}
+    with (folder / f"worker{index}.log").open("a") as log:
+        command = small_run.command(*given, "--strategy", "multi_worker")
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_that_is_killed_and_started_again_changes_nothing(tmp_path):
+    small_run.write_log(tmp_path)
+    epochs = "epochs=150"
+    alone = subprocess.run(
+        small_run.command(*arguments(tmp_path, tmp_path / "alone", epochs)),
+        capture_output=True,
+        text=True,
+        env=small_run.environment(),
+        timeout=200,
+        check=False,
+    )
+    assert alone.returncode == 0, alone.stderr
+    jobs = {"worker": addresses(2)}
+    given = arguments(tmp_path, tmp_path / "run", epochs, "cluster.timeout=120")
+    chief, worker = (one_worker(jobs, index, given, tmp_path) for index in (0, 1))
+    try:
+        saved = tmp_path / "run" / "artifacts" / "Trainer.two_tower"
+        deadline = time.monotonic() + 150
+        while not list(saved.glob("*.backup/chief/ckpt-3.index")):
+            assert time.monotonic() < deadline, (tmp_path / "worker0.log").read_text()
+            assert chief.poll() is None, (tmp_path / "worker0.log").read_text()
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        worker = one_worker(jobs, 1, given, tmp_path)
+        assert chief.wait(200) == 0, (tmp_path / "worker0.log").read_text()
+        assert worker.wait(60) == 0, (tmp_path / "worker1.log").read_text()
+    finally:
+        for process in (chief, worker):
+            process.kill()
+    assert "another process was lost" in (tmp_path / "worker0.log").read_text()
+    found, expected = (
+        json.loads((tmp_path / run / "metrics.json").read_text())["systems"]["two_tower"] for run in ("run", "alone")
+    )
+    for name in ("ndcg@10", "hr@10", "recall@20"):
+        assert found[name]["value"] == pytest.approx(expected[name]["value"], abs=2e-3), name
+    model = json.loads(next(saved.glob("*/model.json")).read_text())
+    assert model["config"]["strategy"] == "multi_worker"
+    assert not list(saved.glob("*.backup"))
+
+
+def test_who_does_not_come_is_named(tmp_path):
+    """The training process is ended as well: it would wait for ever."""
+    here, there = addresses(2)
+    cluster = Cluster("multi_worker", {"worker": [here, there]}, "worker", 0, ClusterConfig(timeout=1))
+    with pytest.raises(ShortlistError, match=f"names worker 1 at {there}, which did not come within 1 seconds"):
+        _training.train_together("nothing:at_all", None, {}, tmp_path / "out", tmp_path / "backup", cluster)
+
+
+def test_a_chief_that_does_not_come_is_named(tmp_path):
+    cluster = Cluster("multi_worker", {"worker": ["a:1", "b:2"]}, "worker", 1, ClusterConfig(timeout=0.3))
+    with pytest.raises(ShortlistError, match="names worker 0 at a:1, which did not come within"):
+        cluster.wait_for_chief(lambda: False, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy", "message"),
+    [
+        ("{", "multi_worker", "must be JSON"),
+        ("[]", "multi_worker", "must have `cluster`"),
+        ('{"cluster": {}, "task": {"type": "worker"}}', "multi_worker", "must have `cluster`"),
+        (tf_config({"worker": ["a:1"]}, "boss", 0), "multi_worker", "roles chief, worker .* Received: boss"),
+        (tf_config({"worker": ["a:1"], "ps": ["b:1"]}, "worker", 0), "multi_worker", "Received: ps"),
+        (tf_config({"worker": ["a:1", "b:1"]}, "worker", 2), "multi_worker", "address of this process.*index 2 of 2"),
+        (tf_config({"worker": ["a:1"]}, "chief", 0), "multi_worker", "address of this process.*index 0 of 0"),
+        (tf_config({"worker": ["a:1", "a"]}, "worker", 0), "multi_worker", "host:port. Received: a"),
+        (tf_config({"worker": ["a:1", "a:1"]}, "worker", 0), "multi_worker", "of its own. Received: a:1"),
+        (tf_config({"worker": ["a:1"]}, "worker", 0), "parameter_server", "needs one chief"),
+        ("", "parameter_server", "must name the chief"),
+    ],
+)
+def test_a_tf_config_that_says_something_else_is_refused(monkeypatch, text, strategy, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ShortlistError, match=message) as error:
+        read_cluster(strategy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tf_config_is_read(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "worker", 1))
+    cluster = read_cluster("multi_worker")
+    assert cluster is not None
+    assert (cluster.is_chief, cluster.trains, cluster.name(*cluster.chief)) == (False, True, "chief 0 at a:1")
+    assert read_cluster("mirrored") is None
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": ["a:1"]}, "worker", 0))
+    assert read_cluster("multi_worker") is None  # one process is no cluster
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "tpu"}, "`strategy`.*'none', 'mirrored', 'multi_worker' or 'parameter_server'.*tpu"),
+        ({"strategy": "parameter_server"}, "`strategy` of wals can be none, mirrored, multi_worker. Received: param"),
+        ({"sources.ease.strategy": "mirrored"}, "`strategy` of ease can be none. Received: mirrored"),
+        (
+            {"strategy": "mirrored", "sources.two_tower.softmax": "hard"},
+            "`strategy` of two_tower can be none. Received: mirrored",
+        ),
+        (
+            {"sources.two_tower.strategy": "parameter_server", "sources.two_tower.log_q": "streaming"},
+            "of two_tower can be none, mirrored, multi_worker. Received: parameter_server",
+        ),
+    ],
+)
+def test_a_strategy_that_a_model_does_not_support_is_refused(settings, message):
+    with pytest.raises(ShortlistError, match=message):
+        load_config(None, settings)
+
+
+def test_a_strategy_goes_to_what_trains_by_steps_alone():
+    config = load_config(None, {"strategy": "mirrored", "sources.wals.strategy": "none"})
+    from shortlist.trainers.two_stage import two_stage
+
+    steps = two_stage(config).steps
+    found = {name: step.component.config.strategy for name, step in steps.items() if name.startswith("Trainer.")}
+    assert found["Trainer.two_tower"] == found["Trainer.weighted_logistic"] == "mirrored"
+    assert {found[f"Trainer.{name}"] for name in ("wals", "ease", "popularity", "item_knn")} == {"none"}
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 7, 64])
+def test_shares_are_the_whole_batch(size):
+    shares = [Share(first, count, 7) for first, count in ((0, 2), (2, 2), (4, 3))]
+    parts = [part for share in shares for part in share.slices(100, size)]
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(100, 100 + size))
+    assert {part.stop - part.start for part in parts} <= {size // 7, size // 7 + 1}
