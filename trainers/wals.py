@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from shortlist import ShortlistError
 from shortlist.components._queries import EncodedData, positive_weight
+from shortlist.components._training import together
 from shortlist.components.artifacts import Artifact
 from shortlist.models.wals import WALS
 from shortlist.trainers._common import (
@@ -81,7 +82,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
     notes = carry(model, tables, config, inputs, data)
     validate = validate_retriever(model, data, "wals", config.patience)
     x = interaction_matrix(rows, data.num_users, data.num_items)
-    weigh = config.confidence != "none"
+    weigh, shared = config.confidence != "none", together()
     with strategy_of(config).scope():
         history = model.fit(
             x,
@@ -89,6 +90,7 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
             epochs=config.epochs,
             initial_epoch=first,
             verbose=0,
+            checkpoint_dir=str(shared.backup / "wals") if shared else None,
             callbacks=callbacks("wals: epochs", config.epochs, workdir, config.patience, validate),
         )
     save(model, serving(model, data), config, workdir, history.history, notes)
