@@ -232,7 +232,7 @@ def _records(builder: Any, spec: Mapping[str, Any]) -> pa.Table:
     batches = []
     with progress("reading", split.num_examples) as advance:
         for batch in parsed:
-            batches.append(pa.record_batch({name: _arrow(value) for name, value in batch.items()}))
+            batches.append(pa.RecordBatch.from_pydict({name: _arrow(value) for name, value in batch.items()}))
             advance(len(batches[-1]))
     return pa.Table.from_batches(batches)
 
