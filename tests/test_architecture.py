@@ -57,9 +57,14 @@ def core_modules() -> frozenset[str]:
     """What may be imported without an extra: the top-level modules of the core dependencies."""
     words = (node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.keyword))
     (value,) = (word.value for word in words if word.arg == "install_requires")
-    required = {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in ast.literal_eval(value)}
+    lines = ast.literal_eval(value)
+    required, marked = (
+        {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in some}
+        for some in (lines, [line for line in lines if ";" in line])  # those of another Python are not installed here
+    )
     owners = importlib.metadata.packages_distributions().items()
-    return frozenset(m for m, dists in owners if required & {d.lower().replace("_", "-") for d in dists})
+    installed = {m for m, dists in owners if required & {d.lower().replace("_", "-") for d in dists}}
+    return frozenset(installed | {name.replace("-", "_") for name in marked})
 
 
 def broken_rule(module: str, imported: Import) -> str | None:
