@@ -97,7 +97,10 @@ def _classes() -> dict[str, Any]:
     def type_of(kind: tuple[str, str]) -> Any:
         return made.get(kind[0]) or getattr(standard, kind[0])
 
-    class Executor(executor.BaseExecutor):
+    base_executor: Any = executor.BaseExecutor
+    base_spec: Any = specs.ComponentSpec
+
+    class Executor(base_executor):
         """Runs any component of shortlist."""
 
         def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:
@@ -107,10 +110,10 @@ def _classes() -> dict[str, Any]:
             artifact = execute(exec_properties, inputs, main.uri)
             _mark(artifact, main, beside[0][0] if beside else None)
 
-    class Spec(specs.ComponentSpec):
+    class Spec(base_spec):
         PARAMETERS: typing.ClassVar = {name: specs.ExecutionParameter(type=str) for name in PARAMETERS}
-        INPUTS: typing.ClassVar = {}
-        OUTPUTS: typing.ClassVar = {}
+        INPUTS: typing.ClassVar[dict[str, Any]] = {}
+        OUTPUTS: typing.ClassVar[dict[str, Any]] = {}
 
     made["Executor"] = _public(Executor)
 
@@ -171,7 +174,7 @@ def _channels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         channels[key] = channel
         return key
 
-    keys = {}
+    keys: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, Mapping):
             keys[name] = {key: add(f"{name}_{key}", channel) for key, channel in value.items()}

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pydantic
@@ -71,7 +72,8 @@ class EpochsConfig(TrainerConfig):
     patience: int = pydantic.Field(0, ge=0)
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The parts of each batch that one process reads: those of its replicas, of as many parts as there are replicas.
 
     Args:

@@ -268,8 +268,9 @@ def pretrain_words(model: TwoTower, config: Config, data: EncodedData, rows: Row
     batches = tf.data.Dataset.from_tensor_slices(dict(zip(("word", "follower"), pairs, strict=True)))
     batches = batches.shuffle(min(len(pairs[0]), 1_000_000), config.seed).batch(config.batch_size)
     learner.fit(batches, epochs=config.query_pretraining, verbose=0)
-    words, begin = learner.word_table.numpy(), model.token_table.numpy()
-    model.token_table.assign(words * np.sqrt(np.square(begin).mean() / np.square(words).mean()))
+    table: Any = model.token_table
+    words, begin = learner.word_table.numpy(), table.numpy()
+    table.assign(words * np.sqrt(np.square(begin).mean() / np.square(words).mean()))
 
 
 def item_content(config: Config, data: EncodedData, fitted: EncodedData) -> dict[str, Any]:

@@ -125,13 +125,13 @@ def train(config: Config, inputs: Mapping[str, Any], workdir: Path) -> None:
     if config.patience:
         held = read_shortlists(candidates, "validation")
         validate = Validate(lambda _: by_odds(held["items"], score(model, held)["odds"]), data)
-    learned = ({key: values[order] for key, values in x.items()}, label[order], weight[order])
+    examples = ({key: values[order] for key, values in x.items()}, label[order], weight[order])
     bar = callbacks("weighted_logistic: epochs", config.epochs, workdir, config.patience, validate)
     if config.strategy == "none":
         epochs = {"epochs": config.epochs, "initial_epoch": first, "batch_size": config.batch_size}
-        history = model.fit(*learned[:2], sample_weight=learned[2], verbose=0, callbacks=bar, **epochs).history
+        history = model.fit(*examples[:2], sample_weight=examples[2], verbose=0, callbacks=bar, **epochs).history
     else:
-        history = fit(model, config, partial(_batches, learned, config), first, bar)
+        history = fit(model, config, partial(_batches, examples, config), first, bar)
     model.calibrate(x, label, weight)
     notes = [PROXY] if config.weighted and info["weight_from"] == "rating" else []
     notes += [] if shown else [UNSHOWN]
