@@ -40,8 +40,8 @@ class SkipGram(tfrs.Model):
 
     def set_counts(self, counts: np.ndarray) -> None:
         """Sets how often each word follows another, `[V]`; at least one does."""
-        share = np.asarray(counts, np.float64) ** self.power * (np.asarray(counts) > 0)
-        self.edges.assign(np.cumsum(share) / share.sum())
+        total = np.cumsum(np.asarray(counts, np.float64) ** self.power * (np.asarray(counts) > 0))
+        self.edges.assign(total / total[-1])  # the last is exactly 1, and no draw lies past it
 
     def draw(self, count: tf.Tensor) -> tf.Tensor:
         """Negatives int32 `[count, N]`."""

@@ -83,6 +83,15 @@ def test_what_is_excluded_is_never_found_and_the_rest_is(kind: str) -> None:
         assert len(set(row) & set(expected)) >= 9
 
 
+def test_short_vectors_are_reached_as_long_ones_are() -> None:
+    rng = np.random.default_rng(0)
+    points = (rng.normal(size=(1500, 9)) * rng.lognormal(0, 1.5, (1500, 1))).astype(np.float32)
+    index = Approximate(points, IndexConfig(kind="hnsw", links=8, construction=40, threads=1))
+    items, scores = index.search(asked(5), 1498)
+    assert (np.sort(items, axis=1) == np.arange(2, 1500)).all()  # of a graph by products, about half
+    np.testing.assert_allclose(scores, np.einsum("qkd,qd->qk", points[items], asked(5)), rtol=1e-4, atol=1e-4)
+
+
 def test_more_than_there_are() -> None:
     index = Approximate(vectors(7), IndexConfig(kind="hnsw"))
     items, scores = index.search(asked(2), 9, (np.array([0, 1, 1]), np.array([4], np.int32)))
