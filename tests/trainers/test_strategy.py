@@ -45,9 +45,15 @@ def started(jobs: dict[str, list[str]], strategy: str, folder: Path, cases: Sequ
     processes = []
     for job, index in ((job, index) for job, found in jobs.items() for index in range(len(found))):
         environment = {**os.environ, "STRATEGY": strategy, "TF_CONFIG": tf_config(jobs, job, index)}
-        log = (folder / f"{job}{index}.log").open("w")
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True))
+        with (folder / f"{job}{index}.log").open("w") as log:
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True))
     return processes
+
+
+def ended(processes: Sequence[subprocess.Popen]) -> None:
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +80,7 @@ def test_two_processes_follow_one(two_devices, tmp_path):
     try:
         outputs = [process.communicate(timeout=200)[0] for process in processes]
     finally:
-        for process in processes:
-            process.kill()
+        ended(processes)
     for output in outputs:
         losses = json.loads(output)
         assert set(losses) == set(SHARED)
@@ -90,8 +95,7 @@ def test_workers_and_servers_learn_what_one_machine_does(tmp_path):
     try:
         output = chief.communicate(timeout=200)[0]
     finally:
-        for process in (chief, *others):
-            process.kill()
+        ended((chief, *others))
     one, many = map(np.array, json.loads(output)["in_batch"])
     rng = np.random.default_rng(0)
     low, high = np.quantile(rng.choice(one, (2000, len(one))).mean(axis=1), [0.025, 0.975])
@@ -142,8 +146,7 @@ def test_a_worker_that_is_killed_and_started_again_changes_nothing(tmp_path):
         assert chief.wait(200) == 0, (tmp_path / "worker0.log").read_text()
         assert worker.wait(60) == 0, (tmp_path / "worker1.log").read_text()
     finally:
-        for process in (chief, worker):
-            process.kill()
+        ended((chief, worker))
     assert "another process was lost" in (tmp_path / "worker0.log").read_text()
     found, expected = (
         json.loads((tmp_path / run / "metrics.json").read_text())["systems"]["two_tower"] for run in ("run", "alone")
