@@ -1,6 +1,7 @@
 """The base of every configuration, and the one way to turn text into one."""
 
 import difflib
+import importlib
 import json
 import re
 import sys
@@ -12,12 +13,7 @@ import pydantic
 
 from shortlist import ShortlistError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = ["Config", "nearest", "parse", "toml_lines", "tomllib", "unknown"]
+tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 
 class Config(pydantic.BaseModel):
