@@ -89,7 +89,8 @@ def __getattr__(name: str) -> Any:
 def _classes() -> dict[str, Any]:
     """By name, the TFX components, their executor, and the artifact types that TFX lacks."""
     base = "tfx.dsl.components.base"
-    component, executor = imported(f"{base}.base_component"), imported(f"{base}.base_executor")
+    component = imported(f"{base}.base_component")
+    base_executor: Any = imported(f"{base}.base_executor").BaseExecutor
     executors, specs = imported(f"{base}.executor_spec"), imported("tfx.types.component_spec")
     standard, types = imported("tfx.types.standard_artifacts"), imported("tfx.types")
     made = {name: _public(type(name, (types.Artifact,), {"TYPE_NAME": f"shortlist.{name}"})) for name in OWN}
@@ -97,7 +98,7 @@ def _classes() -> dict[str, Any]:
     def type_of(kind: tuple[str, str]) -> Any:
         return made.get(kind[0]) or getattr(standard, kind[0])
 
-    class Executor(executor.BaseExecutor):
+    class Executor(base_executor):
         """Runs any component of shortlist."""
 
         def Do(self, input_dict: Any, output_dict: Any, exec_properties: Any) -> None:
@@ -107,11 +108,8 @@ def _classes() -> dict[str, Any]:
             artifact = execute(exec_properties, inputs, main.uri)
             _mark(artifact, main, beside[0][0] if beside else None)
 
-    class Spec(specs.ComponentSpec):
-        PARAMETERS: typing.ClassVar = {name: specs.ExecutionParameter(type=str) for name in PARAMETERS}
-        INPUTS: typing.ClassVar = {}
-        OUTPUTS: typing.ClassVar = {}
-
+    parameters = {name: specs.ExecutionParameter(type=str) for name in PARAMETERS}
+    spec_class: Any = type("Spec", (specs.ComponentSpec,), {"PARAMETERS": parameters, "INPUTS": {}, "OUTPUTS": {}})
     made["Executor"] = _public(Executor)
 
     def constructor(cls: type[Component]) -> Callable[..., None]:
@@ -128,8 +126,8 @@ def _classes() -> dict[str, Any]:
                 for name, at in keys.items()
                 for key in (at.values() if isinstance(at, dict) else [at])
             }
-            parameters = {key: specs.ChannelParameter(type=kind) for key, kind in types_in.items()}
-            spec = type(f"{cls.__name__}Spec", (self.SPEC_CLASS,), {"INPUTS": parameters})
+            wanted = {key: specs.ChannelParameter(type=kind) for key, kind in types_in.items()}
+            spec = type(f"{cls.__name__}Spec", (self.SPEC_CLASS,), {"INPUTS": wanted})
             out = {kind[1]: types.Channel(type=type_of(kind)) for kind in _outputs(cls.output)}
             component_class.__init__(self, spec(**describe(component, keys), **channels, **out))
             self.with_id(component.name.replace(".", "_"))
@@ -142,7 +140,7 @@ def _classes() -> dict[str, Any]:
         outputs = {kind[1]: specs.ChannelParameter(type=type_of(kind)) for kind in _outputs(cls.output)}
         body = {
             "__doc__": f"{name} of shortlist as a TFX component.\n\n{cls.__doc__}",
-            "SPEC_CLASS": type(f"{name}Spec", (Spec,), {"OUTPUTS": outputs}),
+            "SPEC_CLASS": type(f"{name}Spec", (spec_class,), {"OUTPUTS": outputs}),
             "EXECUTOR_SPEC": executors.ExecutorClassSpec(Executor),
             "__init__": constructor(cls),
         }
@@ -171,7 +169,7 @@ def _channels(inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
         channels[key] = channel
         return key
 
-    keys = {}
+    keys: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, Mapping):
             keys[name] = {key: add(f"{name}_{key}", channel) for key, channel in value.items()}
