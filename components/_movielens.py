@@ -174,8 +174,8 @@ def _people(table: pa.Table) -> pa.Table:
 def split_title(titles: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Titles without the year in parentheses at their end, and that year (of a span, the first) or null."""
     found = pc.extract_regex(titles, _YEAR)
-    plain = pc.if_else(pc.is_valid(found), pc.struct_field(found, "title"), titles)
-    return pc.utf8_trim_whitespace(plain), pc.struct_field(found, "year")
+    plain = pc.if_else(pc.is_valid(found), pc.struct_field(found, [0]), titles)
+    return pc.utf8_trim_whitespace(plain), pc.struct_field(found, [1])
 
 
 def _prepare(builders: list[Any], config: Any) -> None:

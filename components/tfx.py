@@ -89,16 +89,14 @@ def __getattr__(name: str) -> Any:
 def _classes() -> dict[str, Any]:
     """By name, the TFX components, their executor, and the artifact types that TFX lacks."""
     base = "tfx.dsl.components.base"
-    component, executor = imported(f"{base}.base_component"), imported(f"{base}.base_executor")
+    component = imported(f"{base}.base_component")
+    base_executor: Any = imported(f"{base}.base_executor").BaseExecutor
     executors, specs = imported(f"{base}.executor_spec"), imported("tfx.types.component_spec")
     standard, types = imported("tfx.types.standard_artifacts"), imported("tfx.types")
     made = {name: _public(type(name, (types.Artifact,), {"TYPE_NAME": f"shortlist.{name}"})) for name in OWN}
 
     def type_of(kind: tuple[str, str]) -> Any:
         return made.get(kind[0]) or getattr(standard, kind[0])
-
-    base_executor: Any = executor.BaseExecutor
-    base_spec: Any = specs.ComponentSpec
 
     class Executor(base_executor):
         """Runs any component of shortlist."""
@@ -110,11 +108,8 @@ def _classes() -> dict[str, Any]:
             artifact = execute(exec_properties, inputs, main.uri)
             _mark(artifact, main, beside[0][0] if beside else None)
 
-    class Spec(base_spec):
-        PARAMETERS: typing.ClassVar = {name: specs.ExecutionParameter(type=str) for name in PARAMETERS}
-        INPUTS: typing.ClassVar[dict[str, Any]] = {}
-        OUTPUTS: typing.ClassVar[dict[str, Any]] = {}
-
+    parameters = {name: specs.ExecutionParameter(type=str) for name in PARAMETERS}
+    spec_class: Any = type("Spec", (specs.ComponentSpec,), {"PARAMETERS": parameters, "INPUTS": {}, "OUTPUTS": {}})
     made["Executor"] = _public(Executor)
 
     def constructor(cls: type[Component]) -> Callable[..., None]:
@@ -131,8 +126,8 @@ def _classes() -> dict[str, Any]:
                 for name, at in keys.items()
                 for key in (at.values() if isinstance(at, dict) else [at])
             }
-            parameters = {key: specs.ChannelParameter(type=kind) for key, kind in types_in.items()}
-            spec = type(f"{cls.__name__}Spec", (self.SPEC_CLASS,), {"INPUTS": parameters})
+            wanted = {key: specs.ChannelParameter(type=kind) for key, kind in types_in.items()}
+            spec = type(f"{cls.__name__}Spec", (self.SPEC_CLASS,), {"INPUTS": wanted})
             out = {kind[1]: types.Channel(type=type_of(kind)) for kind in _outputs(cls.output)}
             component_class.__init__(self, spec(**describe(component, keys), **channels, **out))
             self.with_id(component.name.replace(".", "_"))
@@ -145,7 +140,7 @@ def _classes() -> dict[str, Any]:
         outputs = {kind[1]: specs.ChannelParameter(type=type_of(kind)) for kind in _outputs(cls.output)}
         body = {
             "__doc__": f"{name} of shortlist as a TFX component.\n\n{cls.__doc__}",
-            "SPEC_CLASS": type(f"{name}Spec", (Spec,), {"OUTPUTS": outputs}),
+            "SPEC_CLASS": type(f"{name}Spec", (spec_class,), {"OUTPUTS": outputs}),
             "EXECUTOR_SPEC": executors.ExecutorClassSpec(Executor),
             "__init__": constructor(cls),
         }
