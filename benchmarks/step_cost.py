@@ -29,11 +29,13 @@ import tensorflow as tf
 from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
 from shortlist.components._examples import NextItemExamples
+from shortlist.components._training import divide_cpu
 from shortlist.models._optimizer import TableAdagrad
 from shortlist.models.camf import CAMF, DEVIATIONS
 from shortlist.models.two_tower import TwoTower
-from shortlist.trainers._common import next_item_batches
+from shortlist.trainers._common import Share, next_item_batches
 from shortlist.trainers._ratings import RatingConfig, rating_batches
+from shortlist.trainers._strategy import strategy_of
 from shortlist.trainers.two_tower import Config
 
 BAR = 1.3
@@ -139,9 +141,42 @@ def measure(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     return [*rows, {**share, "ratio": round(waited / small, 3), "bar": 1.0, "ok": waited <= small}]
 
 
+def replicated(a: argparse.Namespace) -> list[dict[str, Any]]:
+    """A step of `two_tower` that two logical devices take together, at both sizes."""
+    strategy = strategy_of(Config(strategy="mirrored"))
+
+    def step_of(rows: int) -> Callable[[], float]:
+        with strategy.scope():
+            model = two_tower(rows)
+            model.optimizer.build(model.trainable_variables)
+        batches = next_item_batches(examples(rows), Config(batch_size=BATCH, epochs=1000), 0, Share(0, 2, 2))[0]
+        parts = iter(strategy.distribute_datasets_from_function(lambda _: batches.repeat()))
+        step = tf.function(lambda one: strategy.run(model.train_step, args=(one,)), reduce_retracing=True)
+        ready = [next(parts) for _ in range(a.steps)]
+
+        def run() -> float:
+            started = time.perf_counter()
+            for one in ready:
+                step(one)
+            return (time.perf_counter() - started) / a.steps
+
+        return run
+
+    runs = [step_of(rows) for rows in (a.large, a.small)]
+    for run in runs:
+        run()
+    pairs = [tuple(run() for run in runs) for _ in range(a.rounds)]
+    large, small = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(x / y for x, y in pairs)
+    case = f"two_tower in_batch, mirrored over 2: ms a step, {a.large:,} against {a.small:,} rows"
+    row = {"case": case, "ours": round(large, 2), "peer": round(small, 2), "ratio": round(ratio, 3), "bar": BAR}
+    return [{**row, "ok": ratio <= BAR}]
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser, names = plain_parser(__doc__, QUICK), list(MODELS)
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
+    parser.add_argument("--mirrored", action="store_true", help="on two logical devices of the CPU, and that alone")
     add_numbers(
         parser,
         ("large", 1_000_000, "rows of every table"),
@@ -158,7 +193,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     a = parse(argv)
     rows = []
-    for name in a.models:
+    if a.mirrored:
+        divide_cpu(2)
+        rows = replicated(a)
+    for name in () if a.mirrored else a.models:
         rows += measure(name, a)
         print(rows[-2:], file=sys.stderr)
     if a.json:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID
 from shortlist.models._checks import require
+from shortlist.models._replicas import rows_of
 
 
 def table(layer: tf.keras.layers.Layer, name: str, rows: int, dim: int, initializer: Any = "") -> tf.Variable:
@@ -26,7 +27,7 @@ def weighted_sum(table: tf.Variable, rows: tf.Tensor, weight: tf.Tensor) -> tf.T
     used, column = tf.unique(tf.gather_nd(rows, place), tf.int64)
     shape = [tf.shape(rows, tf.int64)[0], tf.size(used, tf.int64)]
     weights = tf.SparseTensor(tf.stack([place[:, 0], column], axis=1), tf.gather_nd(weight, place), shape)  # [N, used]
-    return tf.sparse.sparse_dense_matmul(weights, tf.nn.embedding_lookup(table, used))
+    return tf.sparse.sparse_dense_matmul(weights, rows_of(table, used))
 
 
 def mean_of_known(table: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
@@ -113,14 +114,14 @@ class ItemContent(tf.keras.layers.Layer):
     def call(self, items: tf.Tensor) -> tf.Tensor:
         parts = []
         if self.num_genres:
-            parts.append(tf.linalg.matmul(tf.nn.embedding_lookup(self.genres, items), self.genre_table))
+            parts.append(tf.linalg.matmul(rows_of(self.genres, items), self.genre_table))
         if self.num_years:
-            years = tf.nn.embedding_lookup(self.years, items)
-            parts.append(tf.nn.embedding_lookup(self.year_table, years))
+            years = rows_of(self.years, items)
+            parts.append(rows_of(self.year_table, years))
         if self.num_title_tokens:
-            parts.append(mean_of_known(self.title_table, tf.nn.embedding_lookup(self.titles, items)))
+            parts.append(mean_of_known(self.title_table, rows_of(self.titles, items)))
         for name, _ in self.categories:
-            rows = tf.nn.embedding_lookup(self.columns[name], items)[:, tf.newaxis]
+            rows = rows_of(self.columns[name], items)[:, tf.newaxis]
             parts.append(mean_of_known(self.column_tables[name], rows))
         return tf.add_n(parts)
 

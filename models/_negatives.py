@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID
 from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._replicas import gathered, replicas
+from shortlist.models._replicas import gathered, replicas, rows_of
 
 SOFTMAX = ("full", "in_batch", "uniform", "popularity", "mixed", "hard", "positives_only")
 IN_BATCH = ("in_batch", "mixed", "hard")
@@ -71,13 +71,13 @@ class StreamingFrequency(tf.keras.layers.Layer):
         """Counts one batch, int `[N]`; an item twice in it is there once."""
         self.step.assign_add(1.0)
         place = tf.reshape(self.places(items), [-1])
-        last, gap = tf.nn.embedding_lookup(self.last, place), tf.nn.embedding_lookup(self.gap, place)
+        last, gap = rows_of(self.last, place), rows_of(self.gap, place)
         gap = (1 - self.rate) * gap + self.rate * (self.step - last)
         self.gap.scatter_update(tf.IndexedSlices(gap, place))  # equal places are given equal values
         self.last.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(place), self.step), place))
 
     def call(self, items: tf.Tensor) -> tf.Tensor:
-        return -tf.math.log(tf.reduce_max(tf.nn.embedding_lookup(self.gap, self.places(items)), axis=0))
+        return -tf.math.log(tf.reduce_max(rows_of(self.gap, self.places(items)), axis=0))
 
     def get_config(self) -> dict[str, Any]:
         own = {"buckets": self.buckets, "hashes": self.hashes, "rate": self.rate, "first_gap": self.first_gap}
@@ -181,11 +181,11 @@ class CatalogueSoftmax(tf.keras.layers.Layer):
         if self.log_q == "none" or self.softmax == "uniform":
             return tf.zeros(tf.shape(items))
         if self.softmax == "popularity":
-            return tf.nn.embedding_lookup(self.log_share, items) * self.popularity_power
+            return rows_of(self.log_share, items) * self.popularity_power
         if self.log_q == "streaming":
             log_count = self.streaming(items)
         else:
-            log_count = tf.nn.embedding_lookup(self.log_share, items) + tf.math.log(tf.cast(batch, tf.float32))
+            log_count = rows_of(self.log_share, items) + tf.math.log(tf.cast(batch, tf.float32))
         if self.softmax == "in_batch":
             return log_count
         return tf.math.log(tf.exp(log_count) + self.negatives / (self.num_items - FIRST_ID))

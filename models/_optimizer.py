@@ -4,6 +4,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from shortlist.models._replicas import rows_of
+
 
 def _step_rows(
     variable: tf.Variable, squares: tf.Variable, gradient: tf.IndexedSlices, rate: Any, epsilon: Any
@@ -13,7 +15,7 @@ def _step_rows(
     The squares are gathered before anything is added: of a large table that fetches the rows on all threads, where a
     scatter waits for one after the other.
     """
-    total = tf.gather(squares, gradient.indices) + tf.square(gradient.values)
+    total = rows_of(squares, gradient.indices) + tf.square(gradient.values)
     squares.scatter_update(tf.IndexedSlices(total, gradient.indices))
     variable.scatter_add(tf.IndexedSlices(-rate * gradient.values * tf.math.rsqrt(total + epsilon), gradient.indices))
 

@@ -10,6 +10,16 @@ def replicas() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def rows_of(table: Any, rows: tf.Tensor) -> tf.Tensor:
+    """`tf.nn.embedding_lookup` in a table, which fetches the rows alone however it is distributed.
+
+    Of one that each replica has a copy of, TensorFlow would read the whole, and the next update would copy it: a step
+    would cost what the table is large. So the replica's own copy is asked.
+    """
+    own = table._get() if isinstance(table, tf.distribute.DistributedValues) else table
+    return tf.nn.embedding_lookup(own, rows)
+
+
 def total(number: Any) -> tf.Tensor:
     """The sum over the replicas of a number, which each has its own of, as float32: how large their batch is."""
     number = tf.cast(number, tf.float32)

@@ -10,6 +10,7 @@ from shortlist.models._base import Query, constructor_arguments
 from shortlist.models._checks import require, require_integer
 from shortlist.models._conditions import checked_contexts
 from shortlist.models._nested import restored
+from shortlist.models._replicas import rows_of
 
 
 @tf.keras.utils.register_keras_serializable("shortlist")
@@ -72,14 +73,14 @@ class SplitRows(tf.keras.layers.Layer):
 
     def choose(self, rows: tf.Tensor, query: Query) -> tf.Tensor:
         """Of each row int32 `[B]`, either half of it, the one that is of the query's context."""
-        holds = self._holds(query, tf.nn.embedding_lookup(self.required, rows)[:, tf.newaxis])[:, 0]
-        right = holds != tf.cast(tf.nn.embedding_lookup(self.inverse, rows), tf.bool)
-        return tf.where(right, rows, tf.nn.embedding_lookup(self.sibling, rows))
+        holds = self._holds(query, rows_of(self.required, rows)[:, tf.newaxis])[:, 0]
+        right = holds != tf.cast(rows_of(self.inverse, rows), tf.bool)
+        return tf.where(right, rows, rows_of(self.sibling, rows))
 
     def with_siblings(self, rows: tf.Tensor) -> tf.Tensor:
         """Rows int32 `[B, E]` and their other halves, `[B, 2E]`: what was seen as one half is seen as both."""
         known = tf.clip_by_value(rows, 0, self.num_rows - 1)
-        return tf.concat([rows, tf.where(rows == known, tf.nn.embedding_lookup(self.sibling, known), rows)], axis=1)
+        return tf.concat([rows, tf.where(rows == known, rows_of(self.sibling, known), rows)], axis=1)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_rows": self.num_rows, "contexts": dict(self.contexts)}

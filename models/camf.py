@@ -13,6 +13,7 @@ from shortlist.models._base import Query, constructor_arguments, register
 from shortlist.models._camf import adagrad_steps
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._conditions import checked_contexts, condition_columns
+from shortlist.models._replicas import rows_of
 
 DEVIATIONS = ("C", "CI", "CU", "CUCI", "low_rank")
 
@@ -205,7 +206,7 @@ class BiasedMF(tf.keras.Model):
         rating, penalty, factors = tf.convert_to_tensor(self.mean), 0.0, []
         for side in ("user", "item"):
             vectors, bias = self._row(side, inputs)
-            share = tf.nn.embedding_lookup(getattr(self, f"{side}_share"), inputs[side])
+            share = rows_of(getattr(self, f"{side}_share"), inputs[side])
             rating += bias
             factors.append(vectors)
             squares = self.l2[0] * tf.square(bias) + self.l2[1] * _squared(vectors)
@@ -220,7 +221,7 @@ class BiasedMF(tf.keras.Model):
 
     def _row(self, side: str, inputs: Query) -> tuple[tf.Tensor, tf.Tensor]:
         """The vectors `[B, D]` and biases `[B]` of users or items."""
-        rows = tf.nn.embedding_lookup(getattr(self, f"{side}_rows"), inputs[side])
+        rows = rows_of(getattr(self, f"{side}_rows"), inputs[side])
         return rows[:, :-1], rows[:, -1]
 
     def _deviations(self, inputs: Query) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
@@ -416,20 +417,20 @@ class CAMF(BiasedMF):
         parts = {}
         for name in self._cells():
             cells = self._cell(name, inputs, conditions)
-            values = tf.nn.embedding_lookup(getattr(self, name), cells) * known  # [B, C]
+            values = rows_of(getattr(self, name), cells) * known  # [B, C]
             parts[name] = (values, self._penalty(f"{name}_share", cells, tf.square(values)))
         if self.deviation == "low_rank":
-            w = tf.nn.embedding_lookup(self.context_table, conditions) * known[..., tf.newaxis]  # [B, C, R]
+            w = rows_of(self.context_table, conditions) * known[..., tf.newaxis]  # [B, C, R]
             values, penalty = parts["context"]
             parts["context"] = (values, penalty + self._penalty("context_share", conditions, _squared(w)))
             for side in ("item", "user"):
-                own = tf.nn.embedding_lookup(getattr(self, f"{side}_context_table"), inputs[side])  # [B, R]
+                own = rows_of(getattr(self, f"{side}_context_table"), inputs[side])  # [B, R]
                 values = tf.linalg.matvec(w, own)  # [B, C]
                 parts[f"{side}_context"] = (values, self._penalty(f"{side}_share", inputs[side], _squared(own)))
         return parts
 
     def _penalty(self, share: str, rows: tf.Tensor, squares: tf.Tensor) -> tf.Tensor:
-        return self.l2[2] * tf.reduce_sum(tf.nn.embedding_lookup(getattr(self, share), rows) * squares)
+        return self.l2[2] * tf.reduce_sum(rows_of(getattr(self, share), rows) * squares)
 
     def embed_query(self, query: Query) -> tf.Tensor:
         """float32 `[B, D + 2 + N + 1 or R]`: as in `BiasedMF`, then the known conditions as ones, or Σ w_c."""
@@ -438,16 +439,14 @@ class CAMF(BiasedMF):
         vectors = super().embed_query(query)
         own = "user_context" if "user" in self.sides else "context" if not self.sides else ""
         if own:
-            values = tf.nn.embedding_lookup(getattr(self, own), self._cell(own, query, conditions)) * known
+            values = rows_of(getattr(self, own), self._cell(own, query, conditions)) * known
             vectors += tf.pad(tf.reduce_sum(values, axis=1)[:, tf.newaxis], [[0, 0], [self.embedding_dim + 1, 0]])
         if "item" in self.sides:
             ones = tf.reduce_sum(tf.one_hot(conditions, self.columns) * known[..., tf.newaxis], axis=1)
             return tf.concat([vectors, ones], axis=1)
         if self.deviation == "low_rank":
-            w = tf.reduce_sum(
-                tf.nn.embedding_lookup(self.context_table, conditions) * known[..., tf.newaxis], axis=1
-            )  # [B, R]
-            own_match = tf.reduce_sum(w * tf.nn.embedding_lookup(self.user_context_table, query["user"]), axis=1)
+            w = tf.reduce_sum(rows_of(self.context_table, conditions) * known[..., tf.newaxis], axis=1)  # [B, R]
+            own_match = tf.reduce_sum(w * rows_of(self.user_context_table, query["user"]), axis=1)
             vectors += tf.pad(own_match[:, tf.newaxis], [[0, 0], [self.embedding_dim + 1, 0]])
             return tf.concat([vectors, w], axis=1)
         return vectors

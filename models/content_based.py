@@ -9,6 +9,7 @@ import tensorflow_recommenders as tfrs
 from shortlist.models._base import FIRST_ID, Query, constructor_arguments, register
 from shortlist.models._checks import require, require_integer
 from shortlist.models._layers import last_n
+from shortlist.models._replicas import rows_of
 
 FORMS = ("network", "profile")
 
@@ -144,12 +145,12 @@ class ContentBased(tfrs.Model):
         if others:
             weight *= _relative(others[0], weight)
         weight = tf.math.divide_no_nan(weight, tf.reduce_sum(weight, axis=1, keepdims=True))
-        mean = tf.linalg.matvec(tf.nn.embedding_lookup(self.content, history), weight, transpose_a=True)  # [B, F]
+        mean = tf.linalg.matvec(rows_of(self.content, history), weight, transpose_a=True)  # [B, F]
         if self.form == "profile":
             return tf.math.l2_normalize(mean, axis=1)
         if self.hash_buckets:
-            buckets = tf.nn.embedding_lookup(self.bucket, history)
-            rows = tf.nn.embedding_lookup(self.id_table, buckets)  # [B, L, E]
+            buckets = rows_of(self.bucket, history)
+            rows = rows_of(self.id_table, buckets)  # [B, L, E]
             mean = tf.concat([tf.linalg.matvec(rows, weight, transpose_a=True), mean], axis=1)
         for layer in self.tower:
             mean = layer(mean)

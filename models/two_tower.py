@@ -12,6 +12,7 @@ from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._item_content import ItemContent, mean_of_known, shares, table, weighted_sum
 from shortlist.models._layers import QuantileNormalization, last_n, powers
 from shortlist.models._negatives import CatalogueSoftmax
+from shortlist.models._replicas import rows_of
 
 Categories = Mapping[str, int] | Iterable[tuple[str, int]]
 
@@ -221,7 +222,7 @@ class TwoTower(tfrs.Model):
         if self.time is not None:
             parts.append(tf.linalg.matmul(powers(self.time(query["time"][:, tf.newaxis])), self.time_table))
         if self.user_table is not None:
-            parts.append(tf.nn.embedding_lookup(self.user_table, query["user"]))
+            parts.append(rows_of(self.user_table, query["user"]))
         for name, _ in self.categories:
             parts.append(mean_of_known(self.category_tables[name], query[name][:, tf.newaxis]))
         if self.quantiles is not None:
@@ -264,10 +265,10 @@ class TwoTower(tfrs.Model):
 
     def embed_items(self, items: tf.Tensor, training: bool = False) -> tf.Tensor:
         """v, float32 `[N, D]`, of item rows int `[N]`."""
-        keep = tf.nn.embedding_lookup(self.trained, items)
+        keep = rows_of(self.trained, items)
         if training and self.id_dropout:
             keep *= tf.cast(tf.random.uniform(tf.shape(items)) >= self.id_dropout, tf.float32)
-        vectors = tf.nn.embedding_lookup(self.candidate_table, items) * keep[:, tf.newaxis]
+        vectors = rows_of(self.candidate_table, items) * keep[:, tf.newaxis]
         if self.content is not None:
             vectors += self.content(items)
         return tf.math.l2_normalize(vectors, axis=1) if self.normalize else vectors

@@ -10,7 +10,7 @@ import tensorflow_recommenders as tfrs
 from shortlist.models._base import FIRST_ID, constructor_arguments, register
 from shortlist.models._checks import require, require_integer, require_number
 from shortlist.models._layers import QuantileNormalization, last_n, powers
-from shortlist.models._replicas import replicas, total
+from shortlist.models._replicas import replicas, rows_of, total
 
 CUT = 5.0
 """Standard deviations at which a standardized feature is cut."""
@@ -227,7 +227,7 @@ class WeightedLogistic(tf.keras.Model):
 
     def _vectors(self, rows: tf.Tensor) -> tf.Tensor:
         known = tf.cast(rows >= FIRST_ID, tf.float32)[..., tf.newaxis]
-        return tf.nn.embedding_lookup(self.table, rows) * known
+        return rows_of(self.table, rows) * known
 
     def compute_loss(
         self,

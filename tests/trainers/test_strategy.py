@@ -69,7 +69,7 @@ def two_devices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list
 @pytest.mark.slow
 def test_two_devices_follow_one(two_devices):
     for name, (one, two) in two_devices.items():
-        assert len(one) == 50
+        assert len(one) == 10  # every fifth step, or the mean of five
         assert one[-1] < 0.99 * one[0], name  # it learns, so that what it follows is not a constant
         np.testing.assert_allclose(two, one, rtol=STEP, err_msg=name)
 
@@ -120,7 +120,7 @@ def one_worker(jobs: dict[str, list[str]], index: int, given: list[str], folder:
 @pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_and_started_again_changes_nothing(tmp_path):
     small_run.write_log(tmp_path)
-    epochs = "epochs=150"
+    epochs = "epochs=40"
     alone = subprocess.run(
         small_run.command(*arguments(tmp_path, tmp_path / "alone", epochs)),
         capture_output=True,
