@@ -7,6 +7,7 @@ from typing import Literal
 import pydantic
 
 from shortlist import ShortlistError
+from shortlist.components._progress import console
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Artifact
 from shortlist.models.camf import CAMF
@@ -41,6 +42,8 @@ def train(config: Config, inputs: Mapping[str, Artifact], workdir: Path) -> None
             "item or user and condition: low_rank needs fewer."
             for name in large
         ]
+        for note in notes:
+            console.print(f"          warning: {note}", style="dim", highlight=False, markup=False)
         arguments = (
             "deviation",
             "embedding_dim",

@@ -22,6 +22,7 @@ import tomllib
 from shortlist import ShortlistError
 from shortlist.components._config import Config, parse
 from shortlist.components._first_stage import ShortlistConfig, retrieve
+from shortlist.components._progress import console
 from shortlist.components._queries import EncodedData, build_queries
 from shortlist.components.artifacts import Artifact, Candidates, Encoded, Model
 from shortlist.components.candidate_generator import CandidateGenerator
@@ -556,15 +557,17 @@ def test_items_that_are_their_own_attributes_are_few(tmp_path: Path, inputs: Any
         post_filter._attributes(data, "genres")
 
 
-def test_a_dimension_of_many_conditions_is_noted(tmp_path: Path, inputs: Any) -> None:
+def test_a_dimension_of_many_conditions_is_noted_and_warned_of(tmp_path: Path, inputs: Any) -> None:
     many = with_context(inputs["encoded"], tmp_path / "data")
     set_conditions(many.uri, 1000)
     for deviation, noted in (("CI", True), ("low_rank", False)):
         folder = tmp_path / deviation
         folder.mkdir()
         config = parse(config_class("camf"), {**TINY["camf"], "deviation": deviation, "epochs": 1})
-        camf.train(config, {"encoded": many}, folder)
+        with console.capture() as said:
+            camf.train(config, {"encoded": many}, folder)
         assert any("context_company has 1,000 conditions" in note for note in info(folder)["notes"]) == noted
+        assert ("warning: context_company has 1,000 conditions" in " ".join(said.get().split())) == noted
 
 
 def test_all_ratings_teach_and_the_context_is_read(tmp_path: Path, inputs: Any, trained: dict[str, Path]) -> None:
