@@ -13,12 +13,14 @@ from tables import encode, row, write_splits
 from tables import example_lines as lines
 
 from shortlist import ShortlistError
-from shortlist.components import _batches, _duplicates, splitter, transform
+from shortlist.components import _batches, _hashing, splitter, transform
+from shortlist.components._engine import Engine, EngineConfig
 from shortlist.components._examples import NextItemExamples, StreamedExamples
 from shortlist.components._queries import EncodedData
 from shortlist.components._stored_rows import StoredRows
 from shortlist.components.artifacts import Encoded, Examples, Splits
 from shortlist.components.example_gen import DataConfig, ExampleGen
+from shortlist.components.pipeline import Component
 from shortlist.components.splitter import SplitConfig, Splitter
 from shortlist.components.transform import Transform, TransformConfig
 
@@ -48,8 +50,8 @@ def log(path: Path, times: bool = True) -> Path:
 
 
 def small(monkeypatch: pytest.MonkeyPatch, batch: int, bucket: int, group: int) -> None:
-    monkeypatch.setattr(_batches, "BATCH", batch)
-    for module in (_batches, _duplicates, splitter):
+    monkeypatch.setattr(Component, "engine", Engine(EngineConfig(batch=batch)))
+    for module in (_batches, splitter):
         monkeypatch.setattr(module, "BUCKET", bucket)
     for module in (_batches, transform):
         monkeypatch.setattr(module, "GROUP", group)
@@ -104,7 +106,7 @@ def test_small_pieces_make_the_same_artifacts(
 def test_rows_that_only_share_a_hash_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = log(tmp_path / "log.parquet")
     whole = through(tmp_path / "whole", source, "per_user_time")
-    monkeypatch.setattr(_duplicates, "_hashes", lambda values: np.zeros(len(values), np.uint64))
+    monkeypatch.setattr(_hashing, "row_hashes", lambda table, keys: np.zeros(len(table), np.uint64))
     small(monkeypatch, 40, 90, 60)
     assert contents(whole[0]) == contents(through(tmp_path / "pieces", source, "per_user_time")[0])
 

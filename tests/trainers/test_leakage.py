@@ -15,6 +15,7 @@ import tables
 import tensorflow as tf
 
 import shortlist.components._first_stage as first_stage
+import shortlist.components.candidate_generator as candidate_generator
 from shortlist.components._first_stage import ShortlistConfig, describe_catalogue
 from shortlist.components._queries import EncodedData
 from shortlist.components.artifacts import Candidates, Splits
@@ -188,7 +189,8 @@ def test_planted_leaks_are_named(workdir: Path, monkeypatch: pytest.MonkeyPatch)
     chains = [Chain(workdir / "original", original()), Chain(workdir / "test", rewritten("test"))]
     for chain in chains:
         chain.pipeline.run()  # what doesn't leak is done before the leak is there
-    monkeypatch.setattr(first_stage, "describe_catalogue", leaky)
+    for module in (first_stage, candidate_generator):
+        monkeypatch.setattr(module, "describe_catalogue", leaky)
     for chain in chains:
         chain.pipeline.add(Transform(TransformConfig(fit_on="all"), "leaky"), chain.given)
         chain.source("leaky", wals.Config(embedding_dim=4, epochs=2, train_on="all"))
