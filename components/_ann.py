@@ -37,7 +37,7 @@ class IndexConfig(Config):
     kind: Kind = "exact"
     links: int = pydantic.Field(48, ge=2)
     construction: int = pydantic.Field(200, ge=1)
-    breadth: int = pydantic.Field(256, ge=1)
+    breadth: int = pydantic.Field(1280, ge=1)
     lists: int | None = pydantic.Field(None, ge=1)
     probes: int = pydantic.Field(32, ge=1)
     code_bytes: int = pydantic.Field(32, ge=1)
