@@ -10,7 +10,7 @@ import tensorflow as tf
 from shortlist.models._cells import Cells, read_cells
 from shortlist.models._checks import require
 
-BATCH_CELLS = 65_536
+BATCH_CELLS = 131_072
 DAMPING = 5.0
 """Confidence that a bias must outweigh: it is pulled towards 0 as if so much were seen there."""
 

@@ -53,10 +53,10 @@ def _on_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def _observed(columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:
-    """Σ c (a − u·v)² and Σ (u·v)² over the observed cells of a batch, float64 `[2]`."""
-    cell = tf.stack([weights * tf.square(targets - scores), tf.square(scores)])  # [2, B, L]
-    return tf.reduce_sum(tf.cast(tf.where(columns >= 0, cell, 0.0), tf.float64), axis=[1, 2])
+def _sum_of_cells(columns: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+    """Σ of `numbers` `[B, L]` over the observed cells: rows in float32, their sum in float64."""
+    of_rows = tf.reduce_sum(tf.where(columns >= 0, numbers, 0.0), axis=1)
+    return tf.reduce_sum(tf.cast(of_rows, tf.float64))
 
 
 @register("wals")
@@ -417,8 +417,8 @@ class WALS(FoldsIn):
     ) -> Solved:
         for local, *batch in rows:
             ids = rows.ids[local]
-            own[ids], (errors, scores) = (x.numpy() for x in self._solve_batch(*batch, other, gram, own[ids], size))
-            yield ids, errors - self.unobserved_weight * scores
+            own[ids], observed = (x.numpy() for x in self._solve_batch(*batch, other, gram, own[ids], size))
+            yield ids, observed
 
     def _solve_with_numba(
         self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray, size: int
@@ -442,7 +442,7 @@ class WALS(FoldsIn):
         start: tf.Tensor,
         other_size: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The factors of a batch's rows, `[B, D]`, and what `_observed` gives of them.
+        """The factors of a batch's rows, `[B, D]`, and Σ c (a − u·v)² − w0 (u·v)² over its cells.
 
         On a CPU, so many rows at a time that their vectors stay in its cache from one operation to the next.
         """
@@ -451,7 +451,7 @@ class WALS(FoldsIn):
         rows = size if _on_gpu() else tf.maximum(1, CACHED_NUMBERS // (length * self.embedding_dim))
         count = -(-size // rows)
         solved = tf.TensorArray(tf.float32, count, element_shape=[None, self.embedding_dim], infer_shape=False)
-        observed = tf.TensorArray(tf.float64, count, element_shape=[2])
+        observed = tf.TensorArray(tf.float64, count, element_shape=[])
         for part in tf.range(count):
             tf.autograph.experimental.set_loop_options(parallel_iterations=2)
             first, last = part * rows, (part + 1) * rows
@@ -464,15 +464,18 @@ class WALS(FoldsIn):
             else:
                 factors, scores = _als_graph.cholesky(systems)
             solved = solved.write(part, factors)
-            observed = observed.write(part, _observed(*cells, scores))
-        return solved.concat(), tf.reduce_sum(observed.stack(), axis=0)
+            error = cells[2] * tf.square(cells[1] - scores) - self.unobserved_weight * tf.square(scores)
+            observed = observed.write(part, _sum_of_cells(cells[0], error))
+        return solved.concat(), tf.reduce_sum(observed.stack())
 
     @tf.function(input_signature=(*_PADDED, _MATRIX, _MATRIX))
     def _errors(
         self, columns: tf.Tensor, targets: tf.Tensor, weights: tf.Tensor, other: tf.Tensor, own: tf.Tensor
     ) -> tf.Tensor:
+        """Σ c (a − u·v)² and Σ (u·v)² over the cells of a batch, float64 `[2]`."""
         scores = tf.linalg.matvec(tf.gather(other, tf.maximum(columns, 0)), own)  # [B, L]
-        return _observed(columns, targets, weights, scores)
+        sums = weights * tf.square(targets - scores), tf.square(scores)
+        return tf.stack([_sum_of_cells(columns, numbers) for numbers in sums])
 
     def _observed_sums(self, by_user: PaddedRows) -> tuple[float, float]:
         users, items = self.user_factors.value(), self.item_factors.value()
