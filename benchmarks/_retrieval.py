@@ -66,6 +66,18 @@ def figures(
     return find_targets(ranked, queries.targets.offsets, queries.targets.values).metrics(cutoffs)
 
 
+def kept(file: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `make` gives, kept in a file, where the same benchmark finds it after it was stopped."""
+    if file.exists():
+        with np.load(file) as found:
+            return dict(found)
+    made, partial = make(), file.with_suffix(".partial.npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(partial, **made)
+    partial.rename(file)
+    return made
+
+
 def mean_over(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The mean of each figure of a user over the seeds."""
     return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}

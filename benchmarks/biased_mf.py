@@ -38,6 +38,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def loaded(source: str, archive: Path | None, scratch: Path) -> Rows:
+    scratch.mkdir(parents=True, exist_ok=True)
     given = {"source": source, **({"archive_dir": str(archive)} if archive else {})}
     table = conform(read(parse(DataConfig, given), scratch).interactions, INTERACTIONS, source)
     user, item = (row_numbers(table[name])[0] - 1 for name in ("user", "item"))

@@ -11,14 +11,18 @@ rows in training: there the interval must lie above 0.
 is the share of a user's best 10 items that come from other groups, which a random order has at 7/8. Without negatives
 nothing keeps the groups apart, and they fold onto each other; with them the share must be at most .1.
 
+The figures of every model are kept in --workdir, so that a run that was stopped goes on where it was. After a change of
+the code give it another folder.
+
 Source: Covington, Adams and Sargin 2016, §3; Yi et al. 2019; Yang et al. 2020.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from _retrieval import FURTHER, encoded, figures, fit, fitted, mean_over, paired_row, settings
+from _retrieval import FURTHER, encoded, figures, fit, fitted, kept, mean_over, paired_row, settings
 from _table import parsed, parser_of, tell
 
 # TensorFlow comes after `_retrieval`, which chooses Keras 2.
@@ -65,40 +69,46 @@ def on_data(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     data = encoded(source, a.archive_dir, a.workdir)
     queries = build_queries(data, a.split)
     name = source.removeprefix("tfds:").partition(":")[0]
+    folder = a.workdir / "figures" / f"{name.replace('/', '-')}-{a.split}"
 
-    def of(changes: dict[str, Any]) -> dict[str, np.ndarray]:
-        models = (fitted(settings(**changes, seed=seed), data) for seed in a.seeds)
-        return mean_over([figures(model.score_items, queries) for model in models])
+    def over_seeds(case: str, score_of: Callable[[int], Any]) -> dict[str, np.ndarray]:
+        def of_seed(seed: int) -> dict[str, np.ndarray]:
+            return kept(folder / f"{case}-{seed}.npz", lambda: figures(score_of(seed), queries))
 
-    shipped = of({})
-    peer = mean_over([figures(wals(data, seed).score_items, queries) for seed in a.seeds])
+        return mean_over([of_seed(seed) for seed in a.seeds])
+
+    def of(case: str, changes: dict[str, Any]) -> dict[str, np.ndarray]:
+        return over_seeds(case, lambda seed: fitted(settings(**changes, seed=seed), data).score_items)
+
+    shipped = of(SHIPPED, {})
+    peer = over_seeds("wals", lambda seed: wals(data, seed).score_items)
     rows = [paired_row(f"{name}, {SHIPPED} against wals", shipped, peer, "reaches")]
     print(rows[-1], file=sys.stderr)
-    rows.append(history_row(name, data, queries, a.seeds))
+    rows.append(history_row(name, data, queries, over_seeds))
     print(rows[-1], file=sys.stderr)
     for variant in a.variants:
         same = all(getattr(settings(), key) == value for key, value in VARIANTS[variant].items())
-        found = shipped if same else of(VARIANTS[variant])
+        found = shipped if same else of(variant, VARIANTS[variant])
         rows.append(paired_row(f"{name}, {variant}", found, shipped, "not above"))
         print(rows[-1], file=sys.stderr)
     return rows
 
 
-def history_row(name: str, data: EncodedData, queries: Queries, seeds: list[int]) -> dict[str, Any]:
+def history_row(name: str, data: EncodedData, queries: Queries, over_seeds: Callable[..., Any]) -> dict[str, Any]:
     """What was watched against the user's id, each alone, for users with few rows in training."""
     alone = {"content": False, "request_time": False, "request": False, "long_history_length": 0}
     events = np.bincount(data.rows("train")["user_key"], minlength=len(data.users["id"]))[queries.user_key]
     most = int(np.median(events))
-    watched, known = [], []
-    for seed in seeds:
-        model = fitted(settings(**alone, seed=seed), data)
-        watched.append(figures(model.score_items, queries))
-        by_id = fitted(settings(**alone, user_id=True, seed=seed), data, history=False)
-        known.append(figures(lambda q, m=by_id: m.score_items({**q, "history": 0 * q["history"]}), queries))
-    few = [
-        {key: np.where(events <= most, own, np.nan) for key, own in mean_over(found).items()}
-        for found in (watched, known)
-    ]
+
+    def by_id(seed: int) -> Any:
+        model = fitted(settings(**alone, user_id=True, seed=seed), data, history=False)
+        return lambda q: model.score_items({**q, "history": 0 * q["history"]})
+
+    found = (
+        over_seeds("history alone", lambda seed: fitted(settings(**alone, seed=seed), data).score_items),
+        over_seeds("user id alone", by_id),
+    )
+    few = [{key: np.where(events <= most, own, np.nan) for key, own in one.items()} for one in found]
     return paired_row(f"{name}, history against user id, at most {most} training rows", few[0], few[1], "above")
 
 
