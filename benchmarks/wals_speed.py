@@ -5,7 +5,7 @@ shape. Both solve Hu, Koren and Volinsky's objective: confidence 1 + α in the c
 the two native calls that are its iteration, with one thread of BLAS and --threads of its own; ours is `half_step`,
 a side each. All run in this process, in turn; the table shows the median times and the median ratio of
 a pair. irspack and our TensorFlow path, which is the one for other devices, are there too. Peak memory is what a
-process of its own holds at most above what it held before the first iteration's data was read, the median of three.
+process of its own holds at most, code aside, above what it held before the data was read, the median of three.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -76,10 +77,10 @@ class Task:
         from shortlist.models.wals import WALS
 
         x = tf.SparseTensor(self.indices, tf.ones(len(self.places)), self.shape)
-        c = x.with_values((1 + ALPHA) * x.values)
         options = {"solver": solver, "cg_steps": CG_STEPS, "backend": backend}
-        model = WALS(dim, unobserved_weight=1.0, l2=L2, frequency_exponent=0.0, **options)
-        by_user, by_item = read_sides(x, c, dim)
+        scale = 1 / (1 + ALPHA)  # of the objective, so that cells have confidence 1, which needs no tensor
+        model = WALS(dim, unobserved_weight=scale, l2=scale * L2, frequency_exponent=0.0, **options)
+        by_user, by_item = read_sides(x, None, dim)
         model.build(self.shape)
 
         def iterate() -> None:
@@ -187,28 +188,36 @@ def larger(task: Task, dim: int, a: argparse.Namespace) -> list[dict[str, Any]]:
     return [*found, row(f"{case}, to those of {len(task.places):,}", *growth, 11.0)]
 
 
-def status(name: str) -> int:
-    """A line of this process's status, in MB (1e6 bytes)."""
+def anonymous() -> int:
+    """Bytes that this process holds and that no file backs: its code comes and goes as the machine likes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines[name].split()[0]) * 1024 // 1_000_000
+    return int(lines["RssAnon"].split()[0]) * 1024
 
 
 def peak_memory(name: str, a: argparse.Namespace) -> int:
-    """MB that one system's data and two iterations take at most.
+    """MB (1e6 bytes) that one system's data and two iterations take at most, looked at every millisecond.
 
     The indices of the cells count on our side, since a SparseTensor holds them, and not on implicit's, which makes
     its own from them.
     """
-    dim = a.dims[0]
+    dim, done = a.dims[0], threading.Event()
     getattr(Task(50, 40, 300, a.threads), name)(dim, "cg").step()  # imports and compiles
     task = Task(a.users, a.items, a.cells, a.threads)
     ctypes.CDLL(None).malloc_trim(0)  # gives back what drawing the matrix took
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = status("VmRSS")
+    seen = [anonymous()]
+
+    def look() -> None:
+        while not done.wait(0.001):
+            seen.append(anonymous())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
     system = getattr(task, name)(dim, "cg")
     system.step(), system.step()
-    held = task.places.nbytes // 1_000_000 if name == "ours" else 0
-    return status("VmHWM") - before + held
+    done.set()
+    watcher.join()
+    held = task.places.nbytes if name == "ours" else 0
+    return (max(seen) - seen[0] + held) // 1_000_000
 
 
 def memory(argv: list[str], a: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,8 @@ FAR = 2**21
 that its own stay in the core's cache from one step to the next."""
 LONG = 128
 """Cells of such a row."""
+HUGE = 2**22
+"""Bytes from which on NumPy asks for huge pages."""
 CONVERGED = 1e-14
 """Squared length of a residual, relative to the first one's, at which float32 has no more to give."""
 
@@ -92,16 +94,25 @@ def solve_rows(
 
 
 def aligned(table: np.ndarray) -> np.ndarray:
-    """A copy that begins where a line of the cache does, so that no vector of whole lines touches one more.
+    """The table from where a line of the cache begins, so that no vector of whole lines touches one more.
 
-    Its rows are read from all over it, and NumPy puts a large new array in huge pages.
+    A large one is copied in any case: rows are read from all over it, and NumPy puts a large new array in huge pages.
     """
     line = LINE * table.itemsize
+    if table.ctypes.data % line == 0 and table.nbytes < HUGE:
+        return _read_only(table)
     room = np.empty(table.nbytes + line, np.uint8)
     first = -room.ctypes.data % line
     found = room[first : first + table.nbytes].view(table.dtype).reshape(table.shape)
     found[:] = table
-    return found
+    return _read_only(found)
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
+    """What the kernels are compiled for: a tensor's numbers are."""
+    table = table.view()
+    table.flags.writeable = False
+    return table
 
 
 @numba.njit(cache=True, nogil=True)
