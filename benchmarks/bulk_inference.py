@@ -6,8 +6,8 @@ its Parquet file included, without the loading of the model, which is what it ta
 
 The other rows are what a batch cannot do without, timed apart in batches as large as those of `predict`: the scores of
 each source, the ranker with the normalization of its features, and of that the matrix products alone, of matrices of
-the same shapes. Their peer is all of bulk inference. `ceiling` is a call of the signature in terms of the part: the most
-that the ratio of the first row could be if one batch after the other had nothing else to do.
+the same shapes. Their peer is all of bulk inference. `ceiling` is a call of the signature in terms of the part: what
+the ratio of the first row could be at most if a batch were nothing else.
 """
 
 import argparse
