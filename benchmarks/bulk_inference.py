@@ -39,6 +39,7 @@ def seconds(call: Callable[[], Any]) -> float:
 def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     import tensorflow as tf
 
+    import shortlist.models.weighted_logistic  # noqa: F401  (so that Keras's loader knows it)
     from shortlist.components._first_stage import load_index
     from shortlist.components._queries import EncodedData, build_queries
     from shortlist.components.bulk_inferrer import MOST, BulkConfig, predict, read_users
@@ -99,7 +100,9 @@ def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
         tf.constant(candidates[name][: len(exclude)]) for name in ("features", "items", "history")
     )
     parts["ranker"] = lambda: ranker.score(features, items, history)["odds"].numpy()
-    parts["the ranker's matrix products"] = products(ranker, features.shape[0] * features.shape[1])
+    model_file = str(made["Trainer.weighted_logistic"] / "model.keras")
+    weights = tf.keras.models.load_model(model_file, compile=False).weights
+    parts["the ranker's matrix products"] = products(weights, features.shape[0] * features.shape[1])
     for name, call in parts.items():
         call()
         ms = 1000 * float(np.median([seconds(call) for _ in range(5)])) / len(exclude)
@@ -117,11 +120,11 @@ def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def products(ranker: Any, rows: int) -> Callable[[], Any]:
-    """The dense layers of a saved ranker and nothing else, for so many candidates: each kernel times random numbers."""
+def products(weights: list[Any], rows: int) -> Callable[[], Any]:
+    """The dense layers of a ranker and nothing else, for so many candidates: each kernel times random numbers."""
     import tensorflow as tf
 
-    kernels = [v.value() for v in ranker.variables if "kernel" in v.name and v.shape.rank == 2]
+    kernels = [weight.value() for weight in weights if "kernel" in weight.name and weight.shape.rank == 2]
     inputs = {width: tf.random.normal([rows, width]) for width in {kernel.shape[0] for kernel in kernels}}
     multiply = tf.function(lambda: [tf.linalg.matmul(inputs[kernel.shape[0]], kernel) for kernel in kernels])
     return lambda: [product[-1, -1].numpy() for product in multiply()]
