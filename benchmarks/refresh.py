@@ -34,13 +34,16 @@ SOURCES = """
 [evaluation]
 samples = 200
 [sources.wals]
-epochs = 4
+epochs = 2
 [sources.two_tower]
-epochs = 4
+epochs = 2
+examples_per_user = 8
 title = true
 [sources.content]
 model = "content_based"
 form = "profile"
+[ranker]
+epochs = 2
 """
 NAMES = ("wals", "two_tower", "content")
 ASKED = 50
@@ -109,7 +112,7 @@ def trained(a: argparse.Namespace) -> Path:
         pq.write_table(log_table(a), home / "log.parquet")
         pq.write_table(items_table(np.arange(a.items), a), home / "items.parquet")
         (home / "sources.toml").write_text(SOURCES)
-        settings = (f"data.items={home / 'items.parquet'}", "push.force=true")
+        settings = (f"data.items={home / 'items.parquet'}", "push.force=true", "baselines={}")
         words = [word for setting in settings for word in ("--set", setting)]
         data = ("--data", f"parquet:{home / 'log.parquet'}", "--workdir", run, "--config", home / "sources.toml")
         command("run", *data, *words)
@@ -203,6 +206,7 @@ def checks(a: argparse.Namespace, run: Path, changed: dict[str, np.ndarray]) -> 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = plain_parser(__doc__, QUICK)
     parser.add_argument("--workdir", type=Path, default=Path("runs/refresh"), help="(runs/refresh)")
+    parser.add_argument("--prepare", action="store_true", help="train the run that is refreshed, and end")
     add_numbers(
         parser,
         ("items", 20_000, "of the run's catalogue"),
@@ -220,6 +224,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     a = parse(argv)
     run = trained(a)
+    if a.prepare:
+        return 0
     changed = today(a, run)
     seconds = [refresh_once(run) for _ in range(a.rounds)]
     median = float(np.median(seconds))

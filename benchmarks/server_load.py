@@ -8,9 +8,11 @@ answers every request that the clients will send: those answers are what is righ
   `period` seconds the other bundle is pushed as a new version: no request may fail, and each answer must be that of one
   of the two bundles;
 - memory: what the server gained from request `first` to request `requests`;
-- in a browser, from the click that picks the third item until its recommendations stand on the page.
+- page: in a browser, from the click that picks the third item until its recommendations stand on the page;
+- stop: SIGTERM in the middle of requests at `share` of the capacity; what was accepted is answered to its client.
 
-The clients are a process of their own. Latencies are from when a request was due.
+`--parts` names some of them; the capacity is always measured. The clients are a process of their own. Latencies are
+from when a request was due.
 """
 
 import argparse
@@ -35,15 +37,18 @@ from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 QUICK = {"items": 2_000, "candidates": 50, "seconds": 10, "requests": 3_000, "first": 1_000}
 MEMORY_BAR, PAGE_BAR = 30.0, 300.0
 SHARE, PERIOD, ASKED, PICKS = 0.8, 5.0, 64, 7
+PARTS = ("load", "memory", "page", "stop")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def make(folder: Path, seed: int, a: argparse.Namespace) -> Path:
-    """A bundle over random items, as the Exporter leaves it, without warm-up requests."""
+    """A bundle over random items, as the Exporter leaves it, with one of the clients' requests to warm it up."""
     import tensorflow as tf
     from serving_latency import FIRST, Task
 
     from shortlist.components._catalogue import write_catalogue
+    from shortlist.components._prediction_log import WARMUP, log_record, write_logs
+    from shortlist.components._replay import tensors
 
     files = folder / f"files {seed}"
     files.mkdir(parents=True)
@@ -59,6 +64,10 @@ def make(folder: Path, seed: int, a: argparse.Namespace) -> Path:
         "size": 2 * a.candidates,
     }
     write_catalogue(saved, ids, [title(n) for n in range(a.items)], [2000] * a.items, [["Drama"]] * a.items, about)
+    recommend = tf.saved_model.load(str(saved)).signatures["recommend"]
+    asked = tensors(recommend, json.loads(requests_of(a)[0])["inputs"])
+    inputs = {name: value.numpy() for name, value in asked.items()}
+    write_logs(saved / WARMUP, [log_record("shortlist", "recommend", inputs, {})])
     return saved
 
 
@@ -210,6 +219,77 @@ def row(case: str, ours: float, bar: float | None, apart: str = "", peer: float 
     return {"case": case, "ours": ours, "peer": peer, "ratio": None, "bar": bar, "ok": ok, "apart": apart}
 
 
+def under_load(
+    server: Server,
+    home: Path,
+    bundles: list[Path],
+    bodies: list[bytes],
+    right: list[set[str]],
+    capacity: float,
+    a: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    from shortlist.components.pusher import publish
+
+    before = server.resident()
+    stop, pushed = threading.Event(), [0]
+
+    def push() -> None:
+        while not stop.wait(PERIOD):
+            publish(bundles[pushed[0] % 2], home, 2)
+            pushed[0] += 1
+
+    pushing = threading.Thread(target=push)
+    pushing.start()
+    count, failed, wrong, late = drive(server.port, bodies, SHARE * capacity, a.seconds, right, 64)
+    stop.set()
+    pushing.join()
+    under = f"{a.seconds} s at {SHARE:.0%}, a version every {PERIOD:g} s"
+    told = f"of {count:,} requests, {pushed[0]} versions; {failed[:1]}"
+    rows = [row(f"{under}: failed", len(failed), 0, told), row(f"{under}: wrong", len(wrong), 0, told)]
+    for percent in (50, 99):
+        rows.append(row(f"{under}: ms, p{percent}", round(float(np.percentile(late, percent)), 1), None))
+    while server.version() != str(max(int(p.name) for p in home.iterdir() if p.name.isdecimal())):
+        time.sleep(0.1)
+    gained = server.resident() - before
+    rows.append(row(f"{under}: MB gained", round(gained, 1), None, f"{before:.0f} MB before"))
+    return rows
+
+
+def memory(server: Server, bodies: list[bytes], a: argparse.Namespace) -> dict[str, Any]:
+    saturate(server.port, bodies, 0, a.clients, a.first)
+    before = server.resident()
+    saturate(server.port, bodies, 0, a.clients, a.requests - a.first)
+    gained = server.resident() - before
+    case = f"MB gained from request {a.first:,} to {a.requests:,}"
+    return row(case, round(gained, 1), MEMORY_BAR, f"{before:.0f} MB before")
+
+
+def stopped_under_load(server: Server, bodies: list[bytes], rate: float, seconds: float) -> list[dict[str, Any]]:
+    """SIGTERM after half of the time: what the server says it accepted, against the answers that the clients got."""
+    right = [{items_of(ask(server.port, body)[1])} for body in bodies]
+    said: list[str] = []
+    stopping = threading.Timer(seconds / 2, lambda: said.append(server.stop()))
+    stopping.start()
+    count, failed, wrong, _ = drive(server.port, bodies, rate, seconds, right, 64)
+    stopping.join()
+    accepted, answered = told(said[0])
+    came = len(bodies) + count - len(failed)
+    turned_away = sum("Refused" in problem or "reset" in problem for problem in failed)
+    apart = f"{accepted:,} accepted, {answered:,} answered, {turned_away:,} turned away after it"
+    return [
+        row("SIGTERM under load: accepted, and not answered to its client", accepted - came, 0, apart),
+        row(
+            "SIGTERM under load: failed otherwise, or wrong", len(failed) - turned_away + len(wrong), 0, str(failed[:1])
+        ),
+    ]
+
+
+def told(said: str) -> tuple[int, int]:
+    """How many requests a server accepted and answered, of its last line."""
+    accepted, answered = re.findall(r"\d[\d,]*", said.splitlines()[-1])
+    return int(accepted.replace(",", "")), int(answered.replace(",", ""))
+
+
 def measure(a: argparse.Namespace, folder: Path, browser: str) -> list[dict[str, Any]]:
     from shortlist.components.pusher import publish
 
@@ -218,7 +298,7 @@ def measure(a: argparse.Namespace, folder: Path, browser: str) -> list[dict[str,
     home = folder / "pushed" / "shortlist"
     publish(bundles[0], home, 2)
     server = Server(home)
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         right: list[set[str]] = [{items_of(ask(server.port, body)[1])} for body in bodies]
         version = publish(bundles[1], home, 2)
@@ -233,51 +313,29 @@ def measure(a: argparse.Namespace, folder: Path, browser: str) -> list[dict[str,
         capacity = saturate(server.port, bodies, min(10, a.seconds), a.clients)
         rows.append(row(f"N = {a.items:,}: requests a second, {a.clients} clients", round(capacity, 1), None))
         print(rows[-1]["case"], rows[-1]["ours"], file=sys.stderr)
-        before = server.resident()
-        stop, pushed = threading.Event(), [0]
-
-        def push() -> None:
-            while not stop.wait(PERIOD):
-                publish(bundles[pushed[0] % 2], home, 2)
-                pushed[0] += 1
-
-        pushing = threading.Thread(target=push)
-        pushing.start()
-        count, failed, wrong, late = drive(server.port, bodies, SHARE * capacity, a.seconds, right, 64)
-        stop.set()
-        pushing.join()
-        under = f"{a.seconds} s at {SHARE:.0%}, a version every {PERIOD:g} s"
-        told = f"of {count:,} requests, {pushed[0]} versions; {failed[:1]}"
-        rows.append(row(f"{under}: failed", len(failed), 0, told))
-        rows.append(row(f"{under}: wrong", len(wrong), 0, told))
-        for percent in (50, 99):
-            rows.append(row(f"{under}: ms, p{percent}", round(float(np.percentile(late, percent)), 1), None))
-        while server.version() != str(max(int(p.name) for p in home.iterdir() if p.name.isdecimal())):
-            time.sleep(0.1)
-        gained = server.resident() - before
-        rows.append(row(f"{under}: MB gained", round(gained, 1), None, f"{before:.0f} MB before"))
-        if a.requests > a.first:
-            saturate(server.port, bodies, 0, a.clients, a.first)
-            before = server.resident()
-            saturate(server.port, bodies, 0, a.clients, a.requests - a.first)
-            gained = server.resident() - before
-            case = f"MB gained from request {a.first:,} to {a.requests:,}"
-            rows.append(row(case, round(gained, 1), MEMORY_BAR, f"{before:.0f} MB before"))
-        times = page_times(server.url, browser)
-        worst = f"the longest of {len(times)}: {max(times):.0f}"
-        rows.append(
-            row("page: ms from the last pick to its answer", round(float(np.median(times)), 1), PAGE_BAR, worst)
-        )
-        rows[-1]["ok"] = max(times) <= PAGE_BAR
+        if "load" in a.parts:
+            rows += under_load(server, home, bundles, bodies, right, capacity, a)
+        if "memory" in a.parts:
+            rows.append(memory(server, bodies, a))
+        if "page" in a.parts:
+            times = page_times(server.url, browser)
+            worst = f"the longest of {len(times)}: {max(times):.0f}"
+            rows.append(
+                row("page: ms from the last pick to its answer", round(float(np.median(times)), 1), PAGE_BAR, worst)
+            )
+            rows[-1]["ok"] = max(times) <= PAGE_BAR
+        if "stop" in a.parts:
+            rows += stopped_under_load(Server(home), bodies, SHARE * capacity, min(10.0, a.seconds))
     finally:
         said = server.stop()
-    accepted, answered = re.findall(r"\d[\d,]*", said.splitlines()[-1])
-    rows.append(row("accepted, and not answered", int(accepted.replace(",", "")) - int(answered.replace(",", "")), 0))
+    accepted, answered = told(said)
+    rows.append(row("accepted, and not answered", accepted - answered, 0, f"of {accepted:,}"))
     return rows
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = plain_parser(__doc__, QUICK)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"({' '.join(PARTS)})")
     add_numbers(
         parser,
         ("items", 10_000, "N, items of the catalogue"),
@@ -287,13 +345,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         ("requests", 100_000, "over which memory is looked at"),
         ("first", 10_000, "of them before memory is first looked at"),
     )
-    return parsed(parser, argv, QUICK)
+    a = parsed(parser, argv, QUICK)
+    if min(a.items, a.candidates, a.seconds, a.clients, a.first) < 1 or a.requests <= a.first:
+        parser.error("--requests must be more than --first, and all numbers at least 1.")
+    return a
 
 
 def main(argv: list[str]) -> int:
     a = parse(argv)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), "")
+    if not browser and "page" in a.parts:
         raise SystemExit(f"A browser must be on the PATH: {', '.join(BROWSERS)}.")
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(a, Path(folder), browser)

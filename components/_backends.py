@@ -104,7 +104,8 @@ class Embedded:
             if signature not in version.graph.definitions:
                 raise RestError(INVALID, f'Serving signature name: "{signature}" not found in signature def')
             if signature not in version.graph.types:
-                raise RestError(INVALID, f"Failed to get input map for signature: {signature}")
+                name = request.get("signature_name") or "DEFAULT"
+                raise RestError(INVALID, f"Failed to get input map for signature: {name}")
             inputs, by_rows = read_inputs(request, version.graph.types[signature])
             return 200, encode_outputs(version.graph(signature, inputs, seconds), by_rows)
 

@@ -171,7 +171,7 @@
     const left = often.filter((film) => !picked.some((other) => other.id === film.id));
     byId("suggested").hidden = who() !== "me" || picked.length >= ENOUGH || !left.length;
     byId("suggestions").replaceChildren(...left.map((film) => {
-      const line = element("li"), button = element("button", "", named(film));
+      const line = element("li"), button = filled(element("button"), film);
       button.type = "button";
       button.addEventListener("click", () => {
         pick(film);
@@ -280,7 +280,9 @@
     box.append(element("h3", "", found.length ? "Similar, with the cosine of their vectors" : "Nothing is similar."));
     list.append(...found.map((other) => {
       const line = element("li"), add = element("button", "plain", "Add");
-      line.append(filled(element("span"), other.film), element("span", "number", other.score.toFixed(2)), add);
+      line.append(filled(element("span"), other.film), element("span", "number", other.score.toFixed(2)));
+      const there = who() === "me" && picked.some((film) => film.id === other.film.id);
+      line.append(there ? element("span", "there", "watched") : add);
       add.type = "button";
       add.setAttribute("aria-label", `Add ${named(other.film)} to what you have watched`);
       add.addEventListener("click", () => {

@@ -7,7 +7,6 @@ signature become the answer. What is refused raises `RestError`, which holds the
 
 import base64
 import binascii
-import contextlib
 import json
 import math
 import re
@@ -18,6 +17,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 
+from shortlist.components._rest_shown import shown
+
 INVALID, NOT_FOUND, TIMEOUT, TOO_LARGE = 400, 404, 504, 413
 SLOW, INTERNAL, UNIMPLEMENTED, UNAVAILABLE, BAD_GATEWAY = 408, 500, 501, 503, 502
 STATUS = {3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 14: 503, 16: 401, 1: 499}
@@ -26,7 +27,6 @@ STATUS = {3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 4
 _VERSION = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _POST = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(classify|regress|predict)", re.IGNORECASE)
 _GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(?:/(metadata))?", re.IGNORECASE)
-_SHOWN = 256  # bytes of a value in an error
 _PARSE = {
     "Expecting value": "Invalid value.",
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
@@ -252,7 +252,8 @@ def _shape(value: Any) -> list[int]:
 
 
 def _array(values: list[Any], shape: Sequence[int], kind: np.dtype) -> np.ndarray:
-    array = np.empty(len(values), object if kind.kind == "O" else np.float64 if kind.kind == "f" else np.int64)
+    wide = {"O": object, "f": np.float64, "u": np.uint64}.get(kind.kind, np.int64)
+    array = np.empty(len(values), wide)
     array[:] = values
     with np.errstate(over="ignore"):
         return array.astype(kind).reshape(shape)
@@ -278,12 +279,15 @@ def _fill(value: Any, level: int, shape: list[int], kind: np.dtype, out: list[An
         _fill(part, level + 1, shape, kind, out)
 
 
-_NAMES = {"float32": "float", "float64": "double", "object": "string"}
-_BOUNDS = {"uint32": (0, 2**32 - 1), "int64": (-(2**63), 2**63 - 1), "uint64": (0, 2**63 - 1)}
+_NAMES = {"float16": "half", "float32": "float", "float64": "double", "object": "string"}
+_KNOWN = ["float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint32", "uint64", "bool", "object"]
+_BOUNDS = {"uint32": (0, 2**32 - 1), "int64": (-(2**63), 2**63 - 1), "uint64": (0, 2**64 - 1)}
 _TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
 
 
 def _leaf(value: Any, kind: np.dtype) -> Any:
+    if kind.name not in _KNOWN:
+        raise RestError(UNIMPLEMENTED, f"Conversion of JSON Value: {shown(value)} to type: {tensor_type(kind)}")
     if kind.kind == "O":
         if isinstance(value, dict):
             return _decoded(value)
@@ -303,8 +307,12 @@ def _leaf(value: Any, kind: np.dtype) -> Any:
         if low <= value <= high:
             return value
     name = str(value) if isinstance(value, bool) else _TYPES[type(value)]
-    wanted = _NAMES.get(kind.name, kind.name)
-    raise _shown(value, f"Type: {name} is not of expected type: {wanted}")
+    raise _shown(value, f"Type: {name} is not of expected type: {tensor_type(kind)}")
+
+
+def tensor_type(kind: np.dtype) -> str:
+    """What TensorFlow calls a type."""
+    return _NAMES.get(kind.name, kind.name)
 
 
 def _encoded(text: str) -> bytes:
@@ -325,45 +333,6 @@ def _decoded(value: dict[str, Any]) -> bytes:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (ValueError, binascii.Error):
         raise RestError(INVALID, "Unable to base64 decode") from None
-
-
-class _Full(Exception):
-    pass
-
-
-def shown(value: Any) -> str:
-    """A value in an error: as TF Serving prints it, cut after some 256 bytes."""
-    parts: list[str] = []
-    size = 0
-
-    def put(before: str, text: str) -> None:
-        nonlocal size
-        if size >= _SHOWN:
-            raise _Full
-        parts.append(before + text)
-        size += len((before + text).encode("utf-8", "replace"))
-
-    def write(value: Any, depth: int, before: str) -> None:
-        if isinstance(value, dict):
-            put(before, "{")
-            for number, (key, part) in enumerate(value.items()):
-                comma = "," if number else ""
-                put(comma + "\n" + "    " * (depth + 1), json.dumps(key, ensure_ascii=False))
-                write(part, depth + 1, ": ")
-            put("\n" + "    " * depth if value else "", "}")
-        elif isinstance(value, list):
-            put(before, "[")
-            for number, part in enumerate(value):
-                write(part, depth + 1, ", " if number else "")
-            put("", "]")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise _Full  # TF Serving's writer stops there
-        else:
-            put(before, json.dumps(value, ensure_ascii=False).replace("e+", "e"))
-
-    with contextlib.suppress(_Full):
-        write(value, 0, "")
-    return "".join(parts)
 
 
 def _shown(value: Any, rest: str) -> RestError:

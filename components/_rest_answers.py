@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shortlist.components._rest import INVALID, RestError
+from shortlist.components._rest import INVALID, RestError, tensor_type
 
 
 def encode_outputs(outputs: Mapping[str, np.ndarray], by_rows: bool) -> bytes:
@@ -48,10 +48,10 @@ def _listed(name: str, values: np.ndarray) -> Any:
         array = np.empty(len(flat), object)
         array[:] = flat
         return array.reshape(values.shape).tolist()
-    if values.dtype.kind == "f":
+    if values.dtype.name in ("float32", "float64"):
         return _shortest(values).tolist()
     if values.dtype.kind not in "iub":
-        raise RestError(INVALID, f"Failed to write JSON value for tensor type: {values.dtype.name}")
+        raise RestError(INVALID, f"Failed to write JSON value for tensor type: {tensor_type(values.dtype)}")
     return values.tolist()
 
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +156,7 @@ def _asker(saved_model: Path, config: BulkConfig) -> Callable[[np.ndarray], Iter
     """A function from users to places among them and the answers of the signature, a batch at a time.
 
     Users with as much behind them come together, the most first: the histories of a batch are padded to the longest.
+    As many batches are answered at once as TensorFlow has threads: much of the graph is operations that use one.
     """
     import tensorflow as tf
 
@@ -163,23 +167,36 @@ def _asker(saved_model: Path, config: BulkConfig) -> Callable[[np.ndarray], Iter
     stored = np.concatenate([np.diff(loaded.splits.numpy())[FIRST_ROW:], [0]])  # the last is of unknown users
     items = loaded.item_ids.shape[0]
 
-    def ask(users: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+    def batches(users: np.ndarray) -> Iterator[np.ndarray]:
         rows = pc.index_in(pa.array(users, pa.string()), known).fill_null(-1).to_numpy()
         order = np.argsort(-stored[rows], kind="stable")
         start = 0
         while start < len(order):
             cells = max(items, DIMENSIONS * int(stored[rows[order[start]]]))
             size = config.batch_size or max(1, min(MOST, CELLS // cells))
-            places = order[start : start + size]
-            given: dict[str, Any] = {}
-            for name, spec in specs.items():
-                shape = [len(places)] + [1] * (spec.shape.rank - 1)
-                given[name] = tf.fill(shape, tf.constant("" if spec.dtype == tf.string else -1, spec.dtype))
-            given["user"] = tf.constant(users[places].astype(str))
-            given["k"] = tf.fill([len(places)], tf.constant(config.k, specs["k"].dtype))
-            answer = {name: value.numpy() for name, value in function(**given).items()}
-            yield places, answer
-            start += len(places)
+            yield order[start : start + size]
+            start += size
+
+    def answer(users: np.ndarray) -> dict[str, np.ndarray]:
+        given: dict[str, Any] = {}
+        for name, spec in specs.items():
+            shape = [len(users)] + [1] * (spec.shape.rank - 1)
+            given[name] = tf.fill(shape, tf.constant("" if spec.dtype == tf.string else -1, spec.dtype))
+        given["user"] = tf.constant(users.astype(str))
+        given["k"] = tf.fill([len(users)], tf.constant(config.k, specs["k"].dtype))
+        return {name: value.numpy() for name, value in function(**given).items()}
+
+    def ask(users: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+        at_once = tf.config.threading.get_inter_op_parallelism_threads() or os.cpu_count() or 1
+        waiting: deque[tuple[np.ndarray, Future[Any]]] = deque()
+        with ThreadPoolExecutor(at_once) as pool:
+            for places in batches(users):
+                waiting.append((places, pool.submit(answer, users[places])))
+                if len(waiting) > at_once:
+                    places, found = waiting.popleft()
+                    yield places, found.result()
+            for places, found in waiting:
+                yield places, found.result()
 
     return ask
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydantic
@@ -46,13 +47,15 @@ class InfraValidator(Component):
         """See `InfraBlessing` for what is written."""
         started = time.time()
         notes: list[str] = []
-        reasons, requests = self._replay(bundle.uri)
-        if not reasons:
-            try:
-                reasons = self._replay_in_c(replay_program(), bundle.uri, requests)
-                notes += ["A program of TensorFlow's C API answered too."] if not reasons else []
-            except CannotCompile as error:
-                notes.append(f"Not replayed by a C program: {error}.")
+        with ThreadPoolExecutor(1) as pool:  # each takes seconds to load it, on one core mostly
+            in_c = pool.submit(self._run_in_c, bundle.uri)
+            reasons, requests = self._replay(bundle.uri)
+            if not reasons:
+                try:
+                    reasons = _against(in_c.result(), requests)
+                    notes += ["A program of TensorFlow's C API answered too."] if not reasons else []
+                except CannotCompile as error:
+                    notes.append(f"Not replayed by a C program: {error}.")
         blessing = {
             "blessed": not reasons,
             "reasons": reasons,
@@ -74,18 +77,8 @@ class InfraValidator(Component):
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return answer["reasons"], answer["requests"]
 
-    def _replay_in_c(self, program: Path, bundle: Path, requests: int) -> list[str]:
-        """What the C program has against the bundle, of which `requests` were recorded."""
-        done = self._run([str(program), str(bundle.resolve() / "saved_model")], bundle)
-        if isinstance(done, str):
-            return [f"C program: {done}"]
-        lines = done.stdout.strip().splitlines()
-        if done.returncode in (1, 2) and lines:
-            return [f"C program: {one_line(line)}" for line in (lines[:-1] if done.returncode == 1 else lines)]
-        if done.returncode:
-            return [f"the C program that loaded it ended with code {done.returncode}: {one_line(done.stderr[-300:])}"]
-        expected = min(requests, LIMIT)
-        return [] if lines == [str(expected)] else [f"C program: `{WARMUP}` does not hold the {expected} requests."]
+    def _run_in_c(self, bundle: Path) -> "subprocess.CompletedProcess[str] | str":
+        return self._run([str(replay_program()), str(bundle.resolve() / "saved_model")], bundle)
 
     def _run(self, command: list[str], bundle: Path) -> "subprocess.CompletedProcess[str] | str":
         environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
@@ -102,3 +95,16 @@ class InfraValidator(Component):
             )
         except subprocess.TimeoutExpired:
             return f"it did not answer within {self.config.timeout:g} seconds."
+
+
+def _against(done: "subprocess.CompletedProcess[str] | str", requests: int) -> list[str]:
+    """What the C program has against the bundle, of which `requests` were recorded."""
+    if isinstance(done, str):
+        return [f"C program: {done}"]
+    lines = done.stdout.strip().splitlines()
+    if done.returncode in (1, 2) and lines:
+        return [f"C program: {one_line(line)}" for line in (lines[:-1] if done.returncode == 1 else lines)]
+    if done.returncode:
+        return [f"the C program that loaded it ended with code {done.returncode}: {one_line(done.stderr[-300:])}"]
+    expected = min(requests, LIMIT)
+    return [] if lines == [str(expected)] else [f"C program: `{WARMUP}` does not hold the {expected} requests."]

@@ -68,7 +68,7 @@ class ItemToItem(ClosedForm):
         """Sums over a history's items of their weights to each item.
 
         Args:
-          query: int64 `[M, 1]`, whose history it is.
+          query: int64 `[M, 1]`, whose history it is, ascending.
           item: `[M]`, an item of it.
           weight: float32 `[I, N]`, to the items of `nearest`.
           queries: int64, B.
@@ -76,6 +76,12 @@ class ItemToItem(ClosedForm):
         Returns:
           float32 `[B, I]`.
         """
-        cells = query * self.num_items + tf.cast(tf.gather(self.nearest, item), tf.int64)  # [M, N]
-        sums = tf.math.unsorted_segment_sum(tf.gather(weight, item), cells, queries * self.num_items)
-        return tf.reshape(sums, [queries, self.num_items])
+        each = tf.searchsorted(query[:, 0], tf.range(queries + 1), out_type=tf.int64)  # [B + 1]
+        columns, weights = tf.gather(self.nearest, item), tf.gather(weight, item)  # [M, N]
+        # The one operation that adds them up where they belong, without a number for every cell of the batch.
+        return tf.raw_ops.RaggedBincount(
+            splits=each * weight.shape[1],
+            values=tf.reshape(columns, [-1]),
+            size=self.num_items,
+            weights=tf.reshape(weights, [-1]),
+        )

@@ -35,8 +35,8 @@ class Index(tf.Module):
         self.ids = tf.Variable(ids, trainable=False, dtype=tf.string)
         spec = query_spec(kinds)
         further = [tf.TensorSpec([None, None], tf.int32, "exclude"), tf.TensorSpec([], tf.int32, "k")]
-        self.scores = tf.function(self._scores, input_signature=[spec])
-        self.retrieve = tf.function(self._retrieve, input_signature=[spec, *further])
+        self.scores = tf.function(self._scores, input_signature=[spec], autograph=False)
+        self.retrieve = tf.function(self._retrieve, input_signature=[spec, *further], autograph=False)
 
     def _retrieve(self, query: Query, exclude: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         items, scores = masked_top_k(self._scores(query), k, exclude)
@@ -54,7 +54,7 @@ class FactorizedIndex(Index):
         self.brute_force = self._no_dependency(BruteForce().index(retriever.item_vectors()))
         self.vectors = self.brute_force._candidates
 
-    @tf.function(input_signature=[])
+    @tf.function(input_signature=[], autograph=False)
     def item_vectors(self) -> tf.Tensor:
         """Item vectors float32 `[I, D]`."""
         return tf.convert_to_tensor(self.vectors)

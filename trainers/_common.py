@@ -358,7 +358,7 @@ def served(functions: Mapping[str, tuple[Callable[..., Any], list[Any]]], model:
     module = tf.Module(name="serving")
     module.state = model.variables
     for name, (function, spec) in functions.items():
-        setattr(module, name, tf.function(function, input_signature=spec))
+        setattr(module, name, tf.function(function, input_signature=spec, autograph=False))
     return module
 
 
