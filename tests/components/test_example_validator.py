@@ -116,6 +116,16 @@ def test_new_genres(tmp_path, domain, expected):
     assert found(tmp_path, "genres", items=f'{items} feature {{ name: "genres" type: BYTES {domain} }}') == expected
 
 
+def test_the_first_few_of_what_is_wrong_are_shown(tmp_path):
+    log = {"user": list("abcdef"), "item": ["a"] * 6, "timestamp": [1] * 6, "rating": [9.0, 8, 9, 7, 6, 1]}
+    log["device"] = ["x", "y", "x", "z", "w", "tv"]
+    schema = """feature { name: "rating" type: FLOAT float_domain { max: 5 } }
+    feature { name: "device" type: BYTES string_domain { value: "tv" } }"""
+    messages = {a["column"]: a["message"] for a in validate(tmp_path, log, schema, fail=False)}
+    assert messages["rating"] == "must be at most 5. Received: 9.0, 8.0, 9.0, … in 5 rows."
+    assert messages["device"].endswith("doesn't know. Received: 'x', 'y', 'z', … in 5 places.")
+
+
 def test_columns_that_the_schema_does_not_know_are_warned_of(tmp_path):
     anomalies = validate(tmp_path, interactions='feature { name: "rating" type: FLOAT }')
     assert {(a["column"], a["severity"]) for a in anomalies if a["message"] == "is not in the schema."} == {
