@@ -137,15 +137,26 @@ def received(case: str, replicas: int) -> float:
 
 
 def fetched(case: str) -> float:
-    """What servers send a worker a step."""
+    """What servers send a worker a step: rows as often as they are looked up, and the dense layers."""
     n = different(case, 1)
-    return 4 * (DIM + 1) * sum(n.values()) + 4 * dense(case)
+    if case == "camf":
+        return 4 * (DIM + 4) * 2 * BATCH  # with the shares of both, deviations and the shares of these
+    if case == "weighted_logistic":
+        return 4 * DIM * BATCH * (LENGTH + 1) + 4 * dense(case) + 3648 * FEATURES
+    items, constants = (ITEMS, 1) if case == "two_tower full" else (n["item"], 2)
+    return 4 * DIM * (items + BATCH + n["history"]) + 4 * constants * items + 4 * dense(case)
 
 
 def given(case: str) -> float:
-    """What a worker sends the servers a step."""
+    """What a worker sends the servers a step: the numbers of the rows to look up, and the gradients, each row once."""
     n = different(case, 1)
-    return 4 * (DIM + 2) * sum(n.values()) + 4 * dense(case)
+    if case == "camf":
+        return 12 * 2 * BATCH + 4 * (DIM + 2) * (n["item"] + n["user"]) + 12 * (n["item cells"] + n["user cells"])
+    if case == "weighted_logistic":
+        return 4 * BATCH * (LENGTH + 1) + 4 * (DIM + 1) * n["item"] + 4 * dense(case)
+    ids = BATCH + n["history"] + (0 if case == "two_tower full" else n["item"])  # a server knows all rows by itself
+    items = ITEMS if case == "two_tower full" else n["item"]
+    return 4 * ids + 4 * (DIM + 1) * (items + n["user"] + n["history"]) + 4 * dense(case)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
