@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,10 @@ def _against(schema: schema_pb2.Schema, examples: Examples, table: str, size: in
     return [a for one in found for a in (one.found(table) if isinstance(one, _Column) else [one])] + new
 
 
+def _beyond(compare: Callable[..., Any], bound: pa.Scalar, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return compare(values.cast(bound.type, safe=False), bound)
+
+
 @dataclass
 class _Rule:
     """What the values of a column must not be; how many are, and the first of them."""
@@ -155,7 +160,7 @@ class _Column:
             for side, word, beyond in (("min", "at least", pc.less), ("max", "at most", pc.greater)):
                 if domain.HasField(side):
                     bound = pa.scalar(getattr(domain, side), exact)
-                    rule = _Rule(lambda values, is_=beyond, it=bound: is_(values.cast(it.type, safe=False), it))
+                    rule = _Rule(partial(_beyond, beyond, bound))
                     self.limits.append((f"{word} {getattr(domain, side):g}", rule))
 
     def add(self, column: pa.ChunkedArray) -> None:
