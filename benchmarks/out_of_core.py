@@ -3,7 +3,8 @@
 The log is that of `_events.py`: power laws, sessions and drift, ordered by time. Every size runs in a process of its
 own, through the shipped components and settings but for those of the two-tower that `SETTINGS` shows. A row a size says
 how many rows a second the whole chain handles (ours) beside the smallest size (peer), one what memory it takes at most,
-in GB (ours) beside what it may (peer). The steps, what they hold and what lies on the disk are told below the table.
+in GB (ours) beside what it may (peer). The steps, what they hold and what lies on the disk are told below the table;
+those that only describe and check the data (StatisticsGen, SchemaGen, ExampleValidator) with them, but not in its rows.
 Of the epoch itself, a row says what its input takes a batch (ours) when it runs alone, beside the step (peer), and one
 what a step takes with that input beside it, and with batches that are ready: what the input takes of the cores.
 """
@@ -43,18 +44,23 @@ def chain(rows: int, folder: Path) -> dict[str, Any]:
     """Runs the steps on a log of so many rows; by step seconds, GB held at most and GB written."""
     from shortlist.components._progress import quiet
     from shortlist.components.example_gen import DataConfig, ExampleGen
+    from shortlist.components.example_validator import ExampleValidator
     from shortlist.components.pipeline import Pipeline
+    from shortlist.components.schema_gen import SchemaGen
     from shortlist.components.splitter import Splitter
+    from shortlist.components.statistics_gen import StatisticsGen
     from shortlist.components.trainer import Trainer
     from shortlist.components.transform import Transform
     from shortlist.trainers import two_tower
 
     source = {"source": f"parquet:{folder / 'events.parquet'}", "items": folder / "items.parquet"}
     p = Pipeline(folder / "run")
-    splits = p.add(Splitter(), p.add(ExampleGen(DataConfig(**source))))
+    examples = p.add(ExampleGen(DataConfig(**source)))
+    splits = p.add(Splitter(), examples)
     encoded = p.add(Transform(), splits)
     p.add(Trainer(two_tower.Config(**SETTINGS), "two_tower", "shortlist.trainers.two_tower:train"), encoded)
-    found: dict[str, Any] = {"rows": rows, "seconds": {}, "memory": {}, "disk": {}}
+    found: dict[str, Any] = {"rows": rows, "seconds": {}, "memory": {}, "disk": {}, "chain": list(p.steps)}
+    p.add(ExampleValidator(), examples, p.add(SchemaGen(), p.add(StatisticsGen(), examples), examples))
     for step in p.steps:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
         started = time.perf_counter()
@@ -128,14 +134,14 @@ def measure(rows: int, workdir: Path) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rates = [one["rows"] / sum(one["seconds"].values()) for one in found]
+    rates = [one["rows"] / sum(one["seconds"][step] for step in one["chain"]) for one in found]
     rows: list[dict[str, Any]] = []
     for one, rate in zip(found, rates, strict=True):
         size, ratio = f"{one['rows']:,} rows", rate / rates[0]
         bar = BAR if one is not found[0] else None
         row = {"case": f"{size}: rows/s", "ours": round(rate), "peer": round(rates[0]), "ratio": round(ratio, 3)}
         rows.append({**row, "bar": bar, "ok": bar is None or ratio >= bar})
-        memory = max(one["memory"].values())
+        memory = max(one["memory"][step] for step in one["chain"])
         row = {"case": f"{size}: GB held at most", "ours": round(memory, 2), "peer": MEMORY}
         rows.append({**row, "ratio": round(memory / MEMORY, 3), "bar": 1.0, "ok": memory < MEMORY})
         wait = one["waited"]

@@ -9,6 +9,10 @@ which are spread over the table. Of `camf` the users are drawn from all there ar
 model waits for no input.
 
 The losses that look at every item (`full`, `hard`) are left out: they cost what the catalogue is large.
+
+--strategy measures instead what a step costs that several take together: two logical devices of the CPU (mirrored), two
+processes (multi_worker), or a chief, two workers and two servers (parameter_server; the time is that of a step of
+either, while both work).
 """
 
 import argparse
@@ -16,8 +20,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -26,14 +31,16 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import tensorflow as tf
+from _processes import joined, replica_steps, say, server_steps, together
 from _table import add_numbers, parsed, plain_parser, print_table, write_rows
 
+from shortlist.components._cluster import ClusterConfig
 from shortlist.components._examples import NextItemExamples
 from shortlist.components._training import divide_cpu
 from shortlist.models._optimizer import TableAdagrad
 from shortlist.models.camf import CAMF, DEVIATIONS
 from shortlist.models.two_tower import TwoTower
-from shortlist.trainers._common import Share, next_item_batches
+from shortlist.trainers._common import ALONE, Share, next_item_batches
 from shortlist.trainers._ratings import RatingConfig, rating_batches
 from shortlist.trainers._strategy import strategy_of
 from shortlist.trainers.two_tower import Config
@@ -42,7 +49,8 @@ BAR = 1.3
 USERS, EACH, BATCH = 2000, 60, 512
 CONTEXTS = {"time": 5, "place": 4, "companion": 7}
 QUICK = {"steps": 20, "rounds": 5, "models": ["two_tower in_batch", "two_tower mixed"]}
-MODEL = dict[str, Any]
+TOGETHER = ["two_tower in_batch", "camf CUCI"]
+ROLES = {"mirrored": {}, "multi_worker": {"worker": 2}, "parameter_server": {"chief": 1, "worker": 2, "ps": 2}}
 
 
 def examples(rows: int) -> NextItemExamples:
@@ -64,16 +72,16 @@ def popular_items(rows: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return (2 + rng.choice(9_998, size, p=popularity / popularity.sum()).astype(np.int32)) * (rows // 10_000)
 
 
-def next_items(rows: int) -> Iterator[Any]:
-    return iter(next_item_batches(examples(rows), Config(batch_size=BATCH, epochs=1000), 0)[0])
+def next_items(rows: int, share: Share = ALONE) -> tf.data.Dataset:
+    return next_item_batches(examples(rows), Config(batch_size=BATCH, epochs=1000), 0, share)[0]
 
 
-def rated(rows: int) -> Iterator[Any]:
+def rated(rows: int, share: Share = ALONE) -> tf.data.Dataset:
     rng, n = np.random.default_rng(0), USERS * EACH
     x = {name: rng.integers(0, size, n, np.int32) for name, size in CONTEXTS.items()}
     x |= {"user": rng.integers(2, rows, n, np.int32), "item": popular_items(10_000, n, rng)}
     config = RatingConfig(batch_size=BATCH, epochs=1000)
-    return iter(rating_batches(x, rng.integers(1, 6, n).astype(np.float32), config, 0)[0])
+    return rating_batches(x, rng.integers(1, 6, n).astype(np.float32), config, 0, share)[0]
 
 
 def camf(rows: int, deviation: str) -> tf.keras.Model:
@@ -84,13 +92,13 @@ def camf(rows: int, deviation: str) -> tf.keras.Model:
 
 def two_tower(rows: int, **arguments: Any) -> tf.keras.Model:
     model = TwoTower(rows, num_users=rows, long_history_length=50, num_genres=20, num_years=20, **arguments)
-    model.set_content(np.ones((rows, 20), np.float32), np.ones(rows, int))
+    model.set_content(np.ones((rows, 20), np.float32), np.ones(rows, np.int32))
     model.set_label_counts(np.random.default_rng(0).integers(1, 100, rows))
     model.compile(TableAdagrad(0.1))
     return model
 
 
-MODELS: dict[str, tuple[Callable[[int], tf.keras.Model], Callable[[int], Iterator[Any]]]] = {
+MODELS: dict[str, tuple[Callable[[int], tf.keras.Model], Callable[..., tf.data.Dataset]]] = {
     "two_tower in_batch": (two_tower, next_items),
     "two_tower streaming logQ": (partial(two_tower, log_q="streaming"), next_items),
     "two_tower mixed": (partial(two_tower, softmax="mixed"), next_items),
@@ -126,57 +134,47 @@ def drawn(batches: Iterator[Any], steps: int) -> float:
 
 def measure(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     (model, batches), sizes = MODELS[name], (a.large, a.small)
-    inputs = [batches(rows) for rows in sizes]
+    inputs = [iter(batches(rows)) for rows in sizes]
     runs = [stepper(model(rows), batch, a.steps) for rows, batch in zip(sizes, inputs, strict=True)]
-    for run in runs:
-        run()
-    pairs = [tuple(run() for run in runs) for _ in range(a.rounds)]
-    large, small = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(x / y for x, y in pairs)
+    rows = [timed(f"{name}: ms a step", runs, a)]
+    small = rows[0]["peer"]
     waited = 1e3 * statistics.median(drawn(inputs[1], a.steps) for _ in range(a.rounds))
-    case = f"{name}: ms a step, {a.large:,} against {a.small:,} rows"
-    rows = [{"case": case, "ours": round(large, 2), "peer": round(small, 2), "ratio": round(ratio, 3), "bar": BAR}]
-    rows[0]["ok"] = ratio <= BAR
-    share = {"case": f"{name}: ms of input a step, against the step", "ours": round(waited, 2), "peer": round(small, 2)}
+    share = {"case": f"{name}: ms of input a step, against the step", "ours": round(waited, 2), "peer": small}
     return [*rows, {**share, "ratio": round(waited / small, 3), "bar": 1.0, "ok": waited <= small}]
 
 
-def replicated(a: argparse.Namespace) -> list[dict[str, Any]]:
-    """A step of `two_tower` that two logical devices take together, at both sizes."""
-    strategy = strategy_of(Config(strategy="mirrored"))
-
-    def step_of(rows: int) -> Callable[[], float]:
-        with strategy.scope():
-            model = two_tower(rows)
-            model.optimizer.build(model.trainable_variables)
-        batches = next_item_batches(examples(rows), Config(batch_size=BATCH, epochs=1000), 0, Share(0, 2, 2))[0]
-        parts = iter(strategy.distribute_datasets_from_function(lambda _: batches.repeat()))
-        step = tf.function(lambda one: strategy.run(model.train_step, args=(one,)), reduce_retracing=True)
-        ready = [next(parts) for _ in range(a.steps)]
-
-        def run() -> float:
-            started = time.perf_counter()
-            for one in ready:
-                step(one)
-            return (time.perf_counter() - started) / a.steps
-
-        return run
-
-    runs = [step_of(rows) for rows in (a.large, a.small)]
+def timed(case: str, runs: Sequence[Callable[[], float]], a: argparse.Namespace) -> dict[str, Any]:
+    """The row of what a step takes with the large and with the small tables."""
     for run in runs:
         run()
     pairs = [tuple(run() for run in runs) for _ in range(a.rounds)]
     large, small = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(x / y for x, y in pairs)
-    case = f"two_tower in_batch, mirrored over 2: ms a step, {a.large:,} against {a.small:,} rows"
-    row = {"case": case, "ours": round(large, 2), "peer": round(small, 2), "ratio": round(ratio, 3), "bar": BAR}
-    return [{**row, "ok": ratio <= BAR}]
+    row = {"case": f"{case}, {a.large:,} against {a.small:,} rows", "ours": round(large, 2), "peer": round(small, 2)}
+    return {**row, "ratio": round(ratio, 3), "bar": BAR, "ok": ratio <= BAR}
+
+
+def shared(strategy: Any, a: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps that replicas or workers of a strategy take together."""
+    stepper = server_steps if a.strategy == "parameter_server" else replica_steps
+    rows = []
+    for name in a.models:
+        (make, batches), runs = MODELS[name], []
+        for size in (a.large, a.small):
+            with strategy.scope():
+                model = make(size)
+                model.optimizer.build(model.trainable_variables)
+            runs.append(stepper(strategy, model, partial(batches, size), a.steps))
+        rows.append(timed(f"{name}, {a.strategy}: ms a step", runs, a))
+    return rows
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser, names = plain_parser(__doc__, QUICK), list(MODELS)
-    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
-    parser.add_argument("--mirrored", action="store_true", help="on two logical devices of the CPU, and that alone")
+    text = f"of {names}; with --strategy {TOGETHER}"
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="NAME", help=text)
+    parser.add_argument("--strategy", choices=["none", *ROLES], default="none", help="that alone; the default: none")
+    parser.add_argument("--member", help=argparse.SUPPRESS)
     add_numbers(
         parser,
         ("large", 1_000_000, "rows of every table"),
@@ -187,16 +185,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parsed(parser, argv, QUICK)
     if min(arguments.small, arguments.large) < 10_000:
         parser.error("--small and --large must be at least 10,000.")
+    if arguments.strategy != "none" and arguments.models == names:
+        arguments.models = TOGETHER
     return arguments
 
 
 def main(argv: list[str]) -> int:
     a = parse(argv)
+    if a.member:
+        say(shared(joined(a.strategy, Path(a.member), ClusterConfig())[0], a))
     rows = []
-    if a.mirrored:
+    if a.strategy == "mirrored":
         divide_cpu(2)
-        rows = replicated(a)
-    for name in () if a.mirrored else a.models:
+        rows = shared(strategy_of(Config(strategy="mirrored")), a)
+    elif a.strategy != "none":
+        rows = together(__file__, [*argv, "--member"], ROLES[a.strategy], 3600)[0]
+    for name in a.models if a.strategy == "none" else ():
         rows += measure(name, a)
         print(rows[-2:], file=sys.stderr)
     if a.json:

@@ -131,4 +131,4 @@ def _rows(name: str, rows: np.ndarray, shape: tuple[int, ...], size: int, what: 
     require(rows.shape == shape, f"`{name}` must be {what}.", shape=rows.shape)
     low, high = int(rows.min()), int(rows.max())
     require(low >= 0 and high < size, f"`{name}` must be {what}.", lowest=low, highest=high)
-    return rows
+    return rows.astype(np.int32)

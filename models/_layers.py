@@ -65,7 +65,8 @@ class QuantileNormalization(tf.keras.layers.Layer):
         between = np.stack([on, after], axis=2).reshape(self.num_features, 2 * self.num_quantiles, 3)
         self.boundaries.assign(bounds)
         self.edges.assign(np.stack([begins, ends], axis=2).reshape(self.num_features, 2 * self.num_quantiles))
-        self.lines.assign(np.concatenate([np.zeros_like(between[:, :1]), between], axis=1))
+        lines = np.concatenate([np.zeros_like(between[:, :1]), between], axis=1)
+        self.lines.assign(lines.astype(np.float32))  # what servers share converts nothing
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]

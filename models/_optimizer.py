@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from shortlist.models._replicas import rows_of
+from shortlist.models._replicas import replicas, rows_of
 
 
 def _step_rows(
@@ -20,6 +20,23 @@ def _step_rows(
     variable.scatter_add(tf.IndexedSlices(-rate * gradient.values * tf.math.rsqrt(total + epsilon), gradient.indices))
 
 
+def once(gradient: Any) -> Any:
+    """A sparse gradient with each of its rows once, so that replicas don't send each other a row of many examples as
+    often; any other as it is."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    rows, place = tf.unique(gradient.indices)
+    return tf.IndexedSlices(tf.math.unsorted_segment_sum(gradient.values, place, tf.size(rows)), rows)
+
+
+def whole(gradient: Any, variable: tf.Variable) -> Any:
+    """A sparse gradient that is known to have most rows of its table as a dense one: replicas add those up, and would
+    keep a copy of the other kind for each of them."""
+    if not isinstance(gradient, tf.IndexedSlices) or 2 * (gradient.indices.shape[0] or 0) <= variable.shape[0]:
+        return gradient
+    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
+
+
 @tf.keras.utils.register_keras_serializable("shortlist")
 class TableAdagrad(tf.keras.optimizers.Adagrad):
     """The steps of Keras's Adagrad, with fewer waits for main memory where a gradient is sparse.
@@ -28,6 +45,11 @@ class TableAdagrad(tf.keras.optimizers.Adagrad):
 
     Args: those of Adagrad.
     """
+
+    def aggregate_gradients(self, grads_and_vars: Any) -> Any:
+        if replicas() > 1:
+            grads_and_vars = [(once(whole(gradient, variable)), variable) for gradient, variable in grads_and_vars]
+        return super().aggregate_gradients(grads_and_vars)
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         if not isinstance(gradient, tf.IndexedSlices):
@@ -56,6 +78,11 @@ class AdamWithTables(tf.keras.optimizers.Adam):
     def __init__(self, learning_rate: Any = 0.001, table_learning_rate: float = 0.05, **kwargs: Any):
         super().__init__(learning_rate, **kwargs)
         self.table_learning_rate = table_learning_rate
+
+    def aggregate_gradients(self, grads_and_vars: Any) -> Any:
+        if replicas() > 1:
+            grads_and_vars = [(once(gradient), variable) for gradient, variable in grads_and_vars]
+        return super().aggregate_gradients(grads_and_vars)
 
     def update_step(self, gradient: Any, variable: tf.Variable) -> None:
         if not isinstance(gradient, tf.IndexedSlices):

@@ -214,7 +214,7 @@ class TwoTower(tfrs.Model):
     def set_label_counts(self, counts: np.ndarray) -> None:
         """Sets log Q from `counts` `[I]`, how often each item is a label. One that never is has its content alone."""
         self.loss_layer.set_counts(counts)
-        self.trained.assign(np.asarray(counts) > 0)
+        self.trained.assign((np.asarray(counts) > 0).astype(np.float32))
 
     def embed_query(self, query: Query, training: bool = False) -> tf.Tensor:
         """ψ / τ, float32 `[B, D]`."""

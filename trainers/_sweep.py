@@ -14,6 +14,7 @@ from shortlist.components import _workers
 from shortlist.components._config import Config, toml_lines
 from shortlist.components._files import replace_file
 from shortlist.components._search_space import SearchSpace, parse_space
+from shortlist.components._training import divide_cpu
 from shortlist.components._trials import TrialRecord, best_trial
 from shortlist.components.evaluator import METRICS, TWO_STAGE, UNION
 from shortlist.components.pipeline import Pipeline
@@ -152,7 +153,11 @@ class Sweep:
         self.spaces[stage.name] = parse_space(tables, value_of, where, fixed)
 
     def pipeline_config(self, settings: Mapping[str, Any], objective: str) -> TwoStage:
-        """The pipeline with the settings of a trial: without `test`, and without the baselines, which nobody tunes."""
+        """The pipeline with the settings of a trial: without `test`, and without the baselines, which nobody tunes.
+
+        Raises:
+          ShortlistError: for a setting that does not fit, or a strategy that several processes share.
+        """
         measured = {
             "split.keep_test": False,
             "baselines": {},
@@ -161,7 +166,13 @@ class Sweep:
             "evaluation.samples": 100,  # of intervals that nobody sees
         }
         given = {**self.alone, **self.config.given, **settings, **measured, "workdir": str(self.workdir)}
-        return load_config(self.config.file, given)
+        config = load_config(self.config.file, given)
+        for strategy in _strategies(config) - {"none", "mirrored"}:
+            raise ShortlistError(
+                "`strategy` of a sweep can be none, mirrored: each trial trains in one process. Give it to `shortlist "
+                f"train` or `run`, with the best.toml of the sweep. Received: {strategy}."
+            )
+        return config
 
     def folder(self, stage: Stage) -> Path:
         """Where a stage keeps its trials."""
@@ -265,6 +276,8 @@ class Sweep:
         """Runs the trials of a stage that are not done: all of them, or as the chief or a worker of others."""
         from keras_tuner.errors import FatalError
 
+        if "mirrored" in _strategies(self.shipped):
+            divide_cpu(self.shipped.cluster.devices)
         try:
             self.tuner(stage, deadline).search()
         except FatalError as error:
@@ -341,6 +354,12 @@ def shipped_space(target: str) -> dict[str, Any]:
             condition = {f"{name}.{parent}": values for parent, values in table.get("condition", {}).items()}
             found[f"{name}.{setting}"] = {**table, "condition": condition}
     return {**found, **read_toml(CONFIGS / f"{TWO_STAGE}.search.toml")}
+
+
+def _strategies(config: TwoStage) -> set[str]:
+    """Those of the pipeline and of its models."""
+    models = (*config.sources.values(), config.ranker)
+    return {config.strategy, *(str(model.settings.get("strategy", "none")) for model in models)}
 
 
 def _with_rungs(config: TwoStage, models: Sequence[str], rungs: tuple[int, ...]) -> TwoStage:

@@ -5,6 +5,8 @@ import pytest
 from data_cases import write
 
 from shortlist import ShortlistError
+from shortlist.components._batches import BATCH
+from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components.example_gen import DataConfig, ExampleGen
 from shortlist.components.example_validator import ExampleValidator, ValidatorConfig
 from shortlist.components.pipeline import Pipeline
@@ -17,7 +19,7 @@ IDS = 'feature { name: "user" type: BYTES } feature { name: "item" type: BYTES }
 
 
 def validate(tmp_path, log=LOG, interactions="", items="", fail=True):
-    """Runs the validator on `log`, with the features of curated schemas besides the ids."""
+    """Runs the validator on `log`, with the features of curated schemas besides the ids: in one piece and by row."""
     folder = tmp_path / "curated"
     folder.mkdir()
     if interactions:
@@ -26,12 +28,16 @@ def validate(tmp_path, log=LOG, interactions="", items="", fail=True):
         (folder / "items.pbtxt").write_text('feature { name: "item" type: BYTES } ' + items)
     source = f"parquet:{write(tmp_path / 'log.parquet', log)}"
     config = DataConfig(source=source, items=write(tmp_path / "items.parquet", ITEMS))
-    pipeline = Pipeline(tmp_path / "run")
-    examples = pipeline.add(ExampleGen(config))
-    schema = SchemaGen(SchemaConfig(path=folder if interactions or items else None))
-    schema = pipeline.add(schema, pipeline.add(StatisticsGen(), examples), examples)
-    pipeline.add(ExampleValidator(ValidatorConfig(fail=fail)), examples, schema)
-    return pipeline.run()["ExampleValidator"].read_json("anomalies.json")
+    results = []
+    for name, rows in (("run", BATCH), ("by_row", 1)):
+        pipeline = Pipeline(tmp_path / name, engine=engine_of(EngineConfig(batch=rows)))
+        examples = pipeline.add(ExampleGen(config))
+        schema = SchemaGen(SchemaConfig(path=folder if interactions or items else None))
+        schema = pipeline.add(schema, pipeline.add(StatisticsGen(), examples), examples)
+        pipeline.add(ExampleValidator(ValidatorConfig(fail=fail)), examples, schema)
+        results.append(pipeline.run()["ExampleValidator"].read_json("anomalies.json"))
+    assert results[0] == results[1]
+    return results[0]
 
 
 def found(tmp_path, column: str, **settings) -> list[tuple]:
@@ -108,6 +114,16 @@ def test_interactions_against_a_curated_schema(tmp_path, column, feature, expect
 def test_new_genres(tmp_path, domain, expected):
     items = 'string_domain { name: "names" value: "War" value: "Drama" } '
     assert found(tmp_path, "genres", items=f'{items} feature {{ name: "genres" type: BYTES {domain} }}') == expected
+
+
+def test_the_first_few_of_what_is_wrong_are_shown(tmp_path):
+    log = {"user": list("abcdef"), "item": ["a"] * 6, "timestamp": [1] * 6, "rating": [9.0, 8, 9, 7, 6, 1]}
+    log["device"] = ["x", "y", "x", "z", "w", "tv"]
+    schema = """feature { name: "rating" type: FLOAT float_domain { max: 5 } }
+    feature { name: "device" type: BYTES string_domain { value: "tv" } }"""
+    messages = {a["column"]: a["message"] for a in validate(tmp_path, log, schema, fail=False)}
+    assert messages["rating"] == "must be at most 5. Received: 9.0, 8.0, 9.0, … in 5 rows."
+    assert messages["device"].endswith("doesn't know. Received: 'x', 'y', 'z', … in 5 places.")
 
 
 def test_columns_that_the_schema_does_not_know_are_warned_of(tmp_path):

@@ -9,7 +9,7 @@ import oracles
 import pytest
 import tensorflow as tf
 
-from shortlist.models._optimizer import AdamWithTables, TableAdagrad
+from shortlist.models._optimizer import AdamWithTables, TableAdagrad, once, whole
 from shortlist.models.weighted_logistic import WeightedLogistic
 
 ROWS, DIM = 7, 3
@@ -49,6 +49,19 @@ def test_dense_variables_step_exactly_as_with_adam(graph: bool) -> None:
     for adam, ours, first in zip(weights[tf.keras.optimizers.Adam], weights[AdamWithTables], start, strict=True):
         np.testing.assert_array_equal(ours, adam)
         assert np.abs(ours - first).min() > 0
+
+
+def test_what_replicas_send_each_other_adds_up_to_the_gradient() -> None:
+    indices, values = [1, 3, 3, 5, 1], np.random.default_rng(4).normal(size=(5, DIM)).astype(np.float32)
+    expected = np.zeros((ROWS, DIM))
+    np.add.at(expected, indices, values)
+    few, large = once(sparse(indices, values)), tf.Variable(tf.ones([2 * ROWS, DIM]))
+    assert sorted(few.indices.numpy()) == [1, 3, 5]
+    np.testing.assert_allclose(tf.convert_to_tensor(sparse(few.indices.numpy().tolist(), few.values)), expected, 1e-6)
+    assert whole(few, large) is few
+    every = whole(sparse(indices, values), tf.Variable(tf.ones([ROWS, DIM])))
+    np.testing.assert_allclose(every, expected, 1e-6)
+    assert whole(every, large) is once(every) is every
 
 
 @pytest.mark.parametrize("graph", [False, True])

@@ -1,10 +1,7 @@
 """WALS whose rows are shared by replicas: what one replica finds, and the bytes that each holds and receives."""
 
-import contextlib
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import wals_replicas
+from cluster_cases import Processes
 
 from shortlist import ShortlistError
 from shortlist.models.wals import WALS
@@ -110,39 +108,17 @@ def test_parameter_servers_are_refused(file: str, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextlib.contextmanager
-def two_processes(file: str, checkpoints: Path, kill: int) -> Any:
-    """Both, of which the second kills itself in an epoch."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-    processes = []
-    for index in range(2):
-        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        command = [sys.executable, SCRIPT, "multi_worker", file, str(checkpoints), str(kill if index else -1)]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env={**os.environ, "TF_CONFIG": config}, **options))
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
 def test_two_processes_of_which_one_is_killed_end_as_one_alone(file: str, tmp_path: Path) -> None:
-    with two_processes(file, tmp_path, kill=1) as (_, second):
-        assert second.wait(timeout=120) == -signal.SIGKILL, second.stderr.read()[-3000:]
-    with two_processes(file, tmp_path, kill=-1) as processes:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err[-3000:]
-            shared = json.loads(out.splitlines()[-1])
+    def command(kill: int) -> list[str]:
+        return [sys.executable, SCRIPT, "multi_worker", file, str(tmp_path / "checkpoints"), str(kill)]
+
+    with Processes({"worker": 2}, tmp_path) as processes:
+        for index in range(2):
+            processes.start(command(kill=index or -1), "worker", index)
+        processes.ended("worker1", 120, -signal.SIGKILL)
+    with Processes({"worker": 2}, tmp_path) as processes:
+        processes.start_all(command(kill=-1))
+        for index in range(2):
+            shared = json.loads(processes.ended(f"worker{index}", 120).splitlines()[-1])
             assert shared["replicas"] == 2
             check(shared, alone(file), first=1)

@@ -91,6 +91,10 @@ def test_what_is_given_is_not_searched(log, tmp_path):
     assert setting_of(sweep.pipeline_config({}, "ndcg@10"), "sources.wals.embedding_dim") == 3
 
 
+SWEPT = (
+    "`strategy` of a sweep can be none, mirrored: each trial trains in one process. Give it to `shortlist train` or "
+    "`run`, with the best.toml of the sweep."
+)
 BAD = [
     ({"target": "wols"}, f"`target` must be one of {', '.join(model_names())}, two_stage"),
     ({"trials": 0}, "`trials` of the sweep: Input should be greater than or equal to 1. Received: 0."),
@@ -113,6 +117,16 @@ BAD = [
     (
         {"target": "two_stage", "space": {"shortlist.size": {"type": "int", "range": [100, 500]}}},
         "`shortlist.size` can't",
+    ),
+    ({"given": {"sources.wals.strategy": "multi_worker"}}, f"{SWEPT} Received: multi_worker."),
+    ({"target": "two_stage", "given": {"strategy": "multi_worker"}}, f"{SWEPT} Received: multi_worker."),
+    (
+        {"target": "two_tower", "given": {"sources.two_tower.strategy": "parameter_server"}},
+        f"{SWEPT} Received: parameter_server.",
+    ),
+    (
+        {"space": {"strategy": {"type": "choice", "choices": ["mirrored", "multi_worker"]}}},
+        f"{SWEPT} Received: multi_worker.",
     ),
 ]
 
