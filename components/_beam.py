@@ -4,7 +4,8 @@ One pipeline a call of `run`. What workers make (shards, states, results) they w
 that is being made, each file at once and under a name that the input decides, so that a bundle that is done again, or
 twice, leaves the same. This process puts it together when the pipeline has ended; until then there is no artifact.
 
-What is sent about is small: jobs lie in that folder too, and a worker loads each once.
+What is sent about is small, so that no runner has to hold the rows that it groups: a worker writes what it cuts a piece
+into, and sends where it stands. Jobs lie in that folder too, and a worker loads each once.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import os
 import pickle
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ _REFUSED, _JOB, _TASK = "refused", "job.pickle", "task"
 
 Piece = tuple[int, int, int | None, int]
 """A number, that of a table, a row group of its file and the first row of that."""
+Part = tuple[str, int, int]
+"""A file, where in it the part begins, and its bytes."""
 
 
 class Beam(Engine):
@@ -143,29 +146,9 @@ def _spread(pipeline: Any, things: Sequence[Any], label: str) -> Any:
 
 
 def _add_analyse(pipeline: Any, job: Analyse, folder: Path, size: int) -> None:
-    import apache_beam as beam
-
-    class Merge(beam.CombineFn):
-        """Merges the states of the analysis that each input names."""
-
-        def create_accumulator(self) -> Any:
-            return None
-
-        def add_input(self, accumulator: Any, named: Any) -> Any:
-            return _merged(folder, accumulator, named)
-
-        def merge_accumulators(self, accumulators: Any) -> Any:
-            return functools.reduce(functools.partial(_merged, folder), accumulators, None)
-
-        def extract_output(self, accumulator: Any) -> Any:
-            return accumulator
-
     buckets = max(1, sum(map(len, job.tables)) // (Shuffle.BATCHES * size))
-    states = _pieces(pipeline, job.tables, folder.name) | f"{folder.name} analyse" >> beam.FlatMap(
-        functools.partial(_states, folder, size, buckets)
-    )
-    merged = states | f"{folder.name} merge" >> beam.CombinePerKey(Merge())
-    _ = merged | f"{folder.name} keep" >> beam.Map(functools.partial(_keep, folder))
+    cut = functools.partial(_states, folder, size, buckets)
+    _grouped(pipeline, job.tables, folder, cut, functools.partial(_merged, folder))
 
 
 def _add_write(pipeline: Any, job: Write, folder: Path, size: int) -> None:
@@ -176,12 +159,16 @@ def _add_write(pipeline: Any, job: Write, folder: Path, size: int) -> None:
 
 
 def _add_shuffle(pipeline: Any, job: Shuffle, folder: Path, size: int) -> None:
+    _grouped(pipeline, [job.rows], folder, functools.partial(_cut, folder, size), functools.partial(_bucket, folder))
+
+
+def _grouped(pipeline: Any, tables: Sequence[Rows], folder: Path, cut: Any, work: Any) -> None:
+    """Cuts every piece in parts with keys, and does `work` with each key and where its parts are written."""
     import apache_beam as beam
 
-    cut = functools.partial(_cut, folder, size)
-    parts = _pieces(pipeline, [job.rows], folder.name) | f"{folder.name} cut" >> beam.FlatMap(cut)
+    parts = _pieces(pipeline, tables, folder.name) | f"{folder.name} cut" >> beam.FlatMap(cut)
     grouped = parts | f"{folder.name} group" >> beam.GroupByKey()
-    _ = grouped | f"{folder.name} work" >> beam.Map(functools.partial(_bucket, folder))
+    _ = grouped | f"{folder.name} work" >> beam.Map(work)
 
 
 def _add_each(pipeline: Any, job: Each, folder: Path, size: int) -> None:
@@ -226,34 +213,51 @@ def _keep_result(folder: Path, number: int, value: Any) -> None:
         partial.write_bytes(pickle.dumps(value, protocol=5))
 
 
-def _states(folder: Path, size: int, buckets: int, piece: Piece) -> Iterator[tuple[tuple[str, int], tuple[str, Any]]]:
-    """The states of each analysis after a piece, cut in buckets where it can be: `((name, bucket), (name, state))`."""
+def _written(folder: Path, number: int, parts: Iterable[tuple[Any, bytes | pa.Buffer]]) -> Iterator[tuple[Any, Part]]:
+    """Writes the parts of a piece into one file of this attempt; their keys, and where each is."""
+    name, found = f"parts-{number:012d}-{uuid.uuid4().hex}", []
+    with (folder / name).open("wb") as file:
+        for key, part in parts:
+            found.append((key, (name, file.tell(), len(part))))
+            file.write(part)
+    yield from found
+
+
+def _read(folder: Path, parts: Iterable[Part]) -> Iterator[bytes]:
+    """What was written, in the order of the pieces, and within a piece in that in which it was written."""
+    for name, start, size in sorted(parts):
+        with (folder / name).open("rb") as file:
+            file.seek(start)
+            yield file.read(size)
+
+
+def _states(folder: Path, size: int, buckets: int, piece: Piece) -> Iterator[tuple[tuple[int, int], Part]]:
+    """The state of each analysis after a piece, cut in buckets where it can be: keys are (bucket, analysis)."""
     job = _job(folder)
     number, at, group, start = piece
     with _refusals(folder, number):
         state = analyse(job.analysis, job.tables[at].batches(size, group, start))
-        for name, part in _parts(job.analysis).items():
-            own = state[name] if name else state
-            cut = part.split(own, buckets) if buckets > 1 and hasattr(part, "split") else [own]
-            yield from (((name, bucket), (name, each)) for bucket, each in enumerate(cut))
+
+        def parts() -> Iterator[tuple[tuple[int, int], bytes]]:
+            for place, (name, analysis) in enumerate(_parts(job.analysis).items()):
+                own = state[name] if name else state
+                cut = analysis.split(own, buckets) if buckets > 1 and hasattr(analysis, "split") else [own]
+                yield from (((bucket, place), pickle.dumps(each, protocol=5)) for bucket, each in enumerate(cut))
+
+        yield from _written(folder, number, parts())
 
 
 def _parts(analysis: Any) -> dict[str, Any]:
     return dict(analysis.parts) if isinstance(analysis, Together) else {"": analysis}
 
 
-def _merged(folder: Path, a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    return a[0], _parts(_job(folder).analysis)[a[0]].merge(a[1], b[1])
-
-
-def _keep(folder: Path, merged: tuple[tuple[str, int], tuple[str, Any]]) -> None:
-    (name, bucket), (_, state) = merged
-    parts = _parts(_job(folder).analysis)
-    part = parts[name]
-    left = part.reduce(state) if hasattr(part, "reduce") else part.result(state)
-    _keep_result(folder, bucket * len(parts) + list(parts).index(name), (name, left))
+def _merged(folder: Path, grouped: tuple[tuple[int, int], Iterable[Part]]) -> None:
+    (bucket, place), states = grouped
+    parts = list(_parts(_job(folder).analysis).items())
+    name, analysis = parts[place]
+    state = functools.reduce(analysis.merge, map(pickle.loads, _read(folder, states)))
+    left = analysis.reduce(state) if hasattr(analysis, "reduce") else analysis.result(state)
+    _keep_result(folder, bucket * len(parts) + place, (name, left))
 
 
 def _write_shard(folder: Path, size: int, piece: Piece) -> None:
@@ -267,28 +271,26 @@ def _write_shard(folder: Path, size: int, piece: Piece) -> None:
                 writer.write_table(table)
 
 
-def _cut(folder: Path, size: int, piece: Piece) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
+def _cut(folder: Path, size: int, piece: Piece) -> Iterator[tuple[int, Part]]:
     job = _job(folder)
     number, _, group, start = piece
     with _refusals(folder, number):
-        for place, table in enumerate(job.rows.batches(size, group, start)):
-            for bucket, part in job.cut(table, size):
-                yield bucket, (number, place, _packed(part))
+        cut = (part for table in job.rows.batches(size, group, start) for part in job.cut(table, size))
+        yield from _written(folder, number, ((bucket, _packed(part)) for bucket, part in cut))
 
 
-def _packed(table: pa.Table) -> bytes:
+def _packed(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return sink.getvalue()
 
 
-def _bucket(folder: Path, grouped: tuple[int, Any]) -> None:
+def _bucket(folder: Path, grouped: tuple[int, Iterable[Part]]) -> None:
     number, parts = grouped
     with _refusals(folder, number):
-        ordered = sorted(parts, key=lambda part: part[:2])
-        table = pa.concat_tables(pa.ipc.open_stream(packed).read_all() for _, _, packed in ordered)
+        table = pa.concat_tables(pa.ipc.open_stream(packed).read_all() for packed in _read(folder, parts))
         _keep_result(folder, number, _job(folder).work(table))
 
 
