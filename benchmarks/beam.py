@@ -1,9 +1,9 @@
 """ExampleGen, StatisticsGen and Transform by Apache Beam beside the local engine: time, memory, and the same artifacts.
 
 Each engine runs in a process of its own on the same generated log (`_events.py`), ten million rows by default. Beam's
-runner is the direct one with two worker processes. `ours` is Beam, `peer` the local engine; memory is the peak during a
-step, of the process that asks, which puts together what workers make, and of the largest worker. The Splitter, which runs
-in that process by either engine, is not in the table.
+runner is the direct one with two worker processes. `ours` is Beam, `peer` the local engine. Memory is the peak during a
+step, of the process that asks, which puts together what workers make, and of the largest worker. The Splitter, which
+runs in that process by either engine, is not in the table.
 """
 
 import itertools
