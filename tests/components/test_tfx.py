@@ -14,6 +14,7 @@ import pytest
 from shortlist import ShortlistError
 from shortlist import components as ours
 from shortlist.components import _tfx, artifacts, tfx
+from shortlist.components._engine import Engine, EngineConfig
 from shortlist.components._feature_statistics import feature_statistics
 from shortlist.components.artifacts import LINEAGE, Artifact
 from shortlist.components.example_gen import DataConfig, ExampleGen
@@ -61,7 +62,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(log: str, root: Path) -> list[Artifact]:
     """What the steps make when they run as TFX's executor runs them, from texts alone; nobody changes it."""
     made: list[Artifact] = []
-    for component, needs in steps(log):
+    there = locally(log, root).steps.values()  # as they are in a pipeline
+    for component, needs in zip((step.component for step in there), (needs for _, needs in steps(log)), strict=True):
         properties = _tfx.describe(component, {name: name for name in needs})
         assert all(isinstance(value, str) for value in properties.values())
         assert set(properties) == set(_tfx.PARAMETERS)
@@ -151,8 +153,10 @@ def test_without_tfx_the_install_line_is_said(monkeypatch, tmp_path):
 
 def test_a_step_refuses_other_code_and_other_artifacts(made, tmp_path):
     component = Splitter()
+    component.engine = Engine(EngineConfig(batch=7))
     properties = _tfx.describe(component, {"examples": "examples"})
     assert _tfx.revive(properties).config == component.config
+    assert _tfx.revive(properties).engine.config == component.engine.config
     code = {**json.loads(properties["code"]), "shortlist.components.splitter": "another"}
     with pytest.raises(ShortlistError, match=r"must run the code .* Received: another shortlist\.components\.splitter"):
         _tfx.revive({**properties, "code": json.dumps(code)})
