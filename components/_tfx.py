@@ -14,6 +14,7 @@ from typing import Any
 
 from shortlist import ShortlistError
 from shortlist.components import artifacts as kinds
+from shortlist.components._config import Config
 from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._feature_statistics import write_feature_statistics
 from shortlist.components.artifacts import LINEAGE, Artifact
@@ -57,7 +58,7 @@ def describe(component: Component, given: Mapping[str, Any]) -> dict[str, str]:
       component: the step.
       given: by the argument's name, the input key of its channel, or such keys by name.
     """
-    state = {name: value for name, value in vars(component).items() if name not in ("config", "engine")}
+    state = {name: _packed(value) for name, value in vars(component).items() if name not in ("config", "engine")}
     values = {
         "state": state,
         "config": settings_of(component),
@@ -83,7 +84,7 @@ def revive(properties: Mapping[str, str]) -> Component:
     """
     cls = named(properties["class_path"])
     component: Component = cls.__new__(cls)
-    vars(component).update(json.loads(properties["state"]))
+    vars(component).update({name: _unpacked(value) for name, value in json.loads(properties["state"]).items()})
     config = json.loads(properties["config"])
     made = named(properties["config_class"]).model_validate(config) if properties["config_class"] else None
     component.config = made
@@ -96,6 +97,18 @@ def revive(properties: Mapping[str, str]) -> Component:
             f"shortlist where it runs, or make the pipeline again. Received: another {', '.join(differ)}."
         )
     return component
+
+
+def _packed(value: Any) -> Any:
+    """What JSON can say of a part of a component's state: settings with their class, anything else as it is."""
+    if not isinstance(value, Config):
+        return value
+    return {"class": path_of(type(value)), "settings": value.model_dump(mode="json")}
+
+
+def _unpacked(value: Any) -> Any:
+    settings = isinstance(value, dict) and set(value) == {"class", "settings"}
+    return named(value["class"]).model_validate(value["settings"]) if settings else value
 
 
 def execute(properties: Mapping[str, str], inputs: Mapping[str, str], out: str) -> Artifact:

@@ -26,7 +26,7 @@ from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform
 from shortlist.trainers import tfx as pipelines
 from shortlist.trainers.popularity import Config as PopularityConfig
-from shortlist.trainers.two_stage import load_config
+from shortlist.trainers.two_stage import load_config, two_stage
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "tfx.md"
 
@@ -133,6 +133,16 @@ def test_every_public_component_and_every_artifact_is_known_and_described():
             assert all(f"`{word}`" in keys + types for word in _tfx.BESIDE[output])
     assert set(described) >= {*ours.__all__} - {"Pipeline"}
     assert set(_tfx.KINDS) == {kind for kind in Artifact.__subclasses__() if kind.__module__.startswith("shortlist.")}
+
+
+def test_every_step_of_a_run_can_be_written_down_and_made_again():
+    changes = {"cluster.timeout": 7, "engine.batch": 9, "data.source": "simulated"}
+    for step in two_stage(load_config(overrides=changes)).steps.values():
+        component = step.component
+        again = _tfx.revive(_tfx.describe(component, {}))
+        assert vars(again).keys() == vars(component).keys()
+        for name, value in vars(component).items():
+            assert again.engine.config == value.config if name == "engine" else vars(again)[name] == value
 
 
 def test_without_tfx_the_install_line_is_said(monkeypatch, tmp_path):
