@@ -167,7 +167,8 @@ def _pieces(job: Job) -> Iterator[Piece]:
 def _work(scratch: Path, size: int, numbered: tuple[int, Piece]) -> Iterator[tuple[tuple[int, int], Part]]:
     """Does what a job wants with a piece; parts of what has to come together, and their keys."""
     number, piece = numbered
-    folder, parts = scratch / str(number), []
+    folder = scratch / str(number)
+    parts: list[tuple[int, Part]] = []
     with _refusals(folder, piece[0]):
         job = _loaded(folder / _JOB)
         parts = _WORK[type(job)](folder, job, size, piece)
@@ -213,7 +214,8 @@ def _keep_result(folder: Path, number: int, value: Any) -> None:
 
 def _written(folder: Path, number: int, parts: Iterable[tuple[int, Any]]) -> list[tuple[int, Part]]:
     """Writes the parts of a piece into one file of this attempt; their keys, and where each is."""
-    name, found = f"parts-{number:012d}-{uuid.uuid4().hex}", []
+    name = f"parts-{number:012d}-{uuid.uuid4().hex}"
+    found: list[tuple[int, Part]] = []
     with (folder / name).open("wb") as file:
         for key, part in parts:
             found.append((key, (name, file.tell(), len(part))))
