@@ -1,4 +1,4 @@
-"""What the benchmarks do alike: their arguments, their table, the JSON file of its rows, and a peer's memory."""
+"""What the benchmarks do alike: their arguments, their table, the JSON file of its rows, and memory."""
 
 import argparse
 import json
@@ -52,6 +52,17 @@ def memory_of(program: str, argv: Sequence[str], name: str) -> int:
     if done.returncode:
         raise SystemExit(f"The memory of {name} could not be measured:\n{done.stderr}")
     return int(done.stdout)
+
+
+def start_peak() -> None:
+    """Lets `peak` count anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(process: Path = Path("/proc/self")) -> float:
+    """GB that a process held at most."""
+    (line,) = (x for x in (process / "status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e9
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

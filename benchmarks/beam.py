@@ -1,14 +1,14 @@
 """ExampleGen, StatisticsGen and Transform by Apache Beam beside the local engine: time, memory, and the same artifacts.
 
 Each engine runs in a process of its own on the same generated log (`_events.py`), ten million rows by default. Beam's
-runner is the direct one with two worker processes. `ours` is Beam, `peer` the local engine; memory is the peak of the
-process that asks, which puts together what workers make, and of the largest worker.
+runner is the direct one with two worker processes. `ours` is Beam, `peer` the local engine. Memory is the peak during a
+step, of the process that asks, which puts together what workers make, and of the largest worker. The Splitter, which
+runs in that process by either engine, is not in the table.
 """
 
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from _events import write
-from _table import parsed, plain_parser, print_table, write_rows
+from _table import parsed, peak, plain_parser, print_table, start_peak, write_rows
 
 QUICK: dict[str, Any] = {"rows": [100_000]}
 FLAGS = ("direct_running_mode=multi_processing", "direct_num_workers=2")
 STEPS = ("ExampleGen", "StatisticsGen", "Splitter", "Transform")
 BY_BEAM = ("ExampleGen", "StatisticsGen", "Transform")
-BAR = 2.0  # GB that no worker may exceed, whatever the rows
+BAR = 2.0  # GB that no process of Beam's may exceed, whatever the rows
 
 
 def one(engine: str, source: str, workdir: Path) -> None:
-    """Runs the steps and prints what they took."""
+    """Runs the steps and prints, by step, what they took."""
     from shortlist.components._engine import EngineConfig, engine_of
     from shortlist.components.example_gen import DataConfig, ExampleGen
     from shortlist.components.pipeline import Pipeline
@@ -40,39 +40,36 @@ def one(engine: str, source: str, workdir: Path) -> None:
     examples = p.add(ExampleGen(DataConfig(source=source)))
     p.add(StatisticsGen(), examples)
     p.add(Transform(), p.add(Splitter(), examples))
-    peak = [0]
-    threading.Thread(target=watch_workers, args=(peak,), daemon=True).start()
-    done = p.run()
-    found = {
-        "seconds": {step: done[step].lineage["seconds"] for step in STEPS},
-        "folders": {step: str(done[step].uri) for step in STEPS},
-        "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "worker": peak[0] / 2**20,
-    }
+    workers: dict[int, float] = {}
+    threading.Thread(target=watch_workers, args=(workers,), daemon=True).start()
+    found: dict[str, dict[str, Any]] = {"seconds": {}, "folders": {}, "process": {}, "worker": {}}
+    for step in STEPS:
+        start_peak()
+        workers.clear()
+        done = p.run(until=[step])[step]
+        found["seconds"][step], found["folders"][step] = done.lineage["seconds"], str(done.uri)
+        found["process"][step], found["worker"][step] = peak(), max(workers.values(), default=0.0)
     print(json.dumps(found))
 
 
-def watch_workers(peak: list[int]) -> None:
-    """Keeps the most memory that a worker of Beam's below this process had, kB."""
+def watch_workers(peaks: dict[int, float]) -> None:
+    """Keeps the most GB that each worker of Beam's below this process held."""
     while True:
         time.sleep(0.1)
-        parents, memory = {}, {}
+        parents, found = {}, {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                status = dict(
-                    line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line
-                )
                 if b"sdk_worker_main" in (folder / "cmdline").read_bytes():
-                    memory[int(folder.name)] = int(status["VmHWM"].split()[0])
-                parents[int(folder.name)] = int(status["PPid"])
-            except (OSError, KeyError):
-                continue
-        for process, kilobytes in memory.items():
+                    found[int(folder.name)] = peak(folder)
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue  # it has ended
+        for process, gigabytes in found.items():
             above = process
             while above in parents and above != os.getpid():
                 above = parents[above]
             if above == os.getpid():
-                peak[0] = max(peak[0], kilobytes)
+                peaks[process] = gigabytes
 
 
 def measured(engine: str, source: Path, workdir: Path) -> dict[str, Any]:
@@ -120,19 +117,18 @@ def rows_of(number: int, a: Any) -> list[dict[str, Any]]:
     runs = {engine: measured(engine, source, folder) for engine in ("local", "beam")}
     found = []
     for step in BY_BEAM:
-        ours, peer = (runs[engine]["seconds"][step] for engine in ("beam", "local"))
         equal = same(*(Path(runs[engine]["folders"][step]) for engine in ("beam", "local")))
-        case = f"{number:,} rows, {step}: seconds"
-        found.append({"case": case, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": None, "ok": equal})
-    for what in ("process", "worker"):
-        ours, peer = (runs[engine][what] for engine in ("beam", "local"))
-        case = f"{number:,} rows, {'largest worker' if what == 'worker' else 'main process'}: GB"
-        peer = peer if what == "process" else None
-        ratio = ours / peer if peer else None
-        bar = BAR if what == "worker" else None  # the direct runner keeps what is shuffled in the main process
-        ok = bar is None or ours <= bar
-        found.append({"case": case, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "ok": ok})
+        found.append(row(f"{number:,} rows, {step}: seconds", runs, "seconds", step, None, equal))
+        found.append(row(f"{number:,} rows, {step}: main process, GB", runs, "process", step, BAR))
+        found.append(row(f"{number:,} rows, {step}: largest worker, GB", runs, "worker", step, BAR))
     return found
+
+
+def row(case: str, runs: Any, what: str, step: str, bar: float | None, ok: bool = True) -> dict[str, Any]:
+    """One of the table: `what` was measured of a step."""
+    ours, peer = (runs[engine][what][step] or None for engine in ("beam", "local"))
+    ratio = ours / peer if peer else None
+    return {"case": case, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "ok": ok and ours <= (bar or ours)}
 
 
 def main(argv: list[str]) -> int:

@@ -27,7 +27,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import _events
 import numpy as np
-from _table import parsed, plain_parser, print_table, write_rows
+from _table import parsed, peak, plain_parser, print_table, start_peak, write_rows
 
 BAR, MEMORY = 0.8, 8.0
 QUICK = {"rows": [200_000, 400_000]}
@@ -62,7 +62,7 @@ def chain(rows: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": rows, "seconds": {}, "memory": {}, "disk": {}, "chain": list(p.steps)}
     p.add(ExampleValidator(), examples, p.add(SchemaGen(), p.add(StatisticsGen(), examples), examples))
     for step in p.steps:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+        start_peak()
         started = time.perf_counter()
         with quiet():
             artifact = p.run(until=[step])[step]
@@ -71,12 +71,6 @@ def chain(rows: int, folder: Path) -> dict[str, Any]:
         found["disk"][step] = sum(f.stat().st_size for f in artifact.uri.rglob("*") if f.is_file()) / 1e9
     found["waited"] = waited(p.run(until=["Transform"])["Transform"])
     return found
-
-
-def peak() -> float:
-    """GB held at most since the peak was counted anew."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e9
 
 
 def waited(encoded: Any, steps: int = 60, rounds: int = 7) -> dict[str, float]:

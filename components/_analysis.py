@@ -67,31 +67,36 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many rows each value of a column has, nulls left out: columns `value` and `count` int64.
+class ByValue:
+    """An analysis of the different values of a column: what each is there for, in tables with a column `value`.
+
+    A state is a few such tables. They are joined when the later ones have as many rows as the first, so that each value
+    is handled a few times only.
 
     Args:
       column: its name.
-      text: as text of one line each, "" being a null: what a vocabulary is made of.
-
-    The values stand in the order in which they were first met. A state is a few tables of such counts; they are added
-    up when the later ones have as many rows as the first, so that each value is handled a few times only.
     """
 
     column: str
-    text: bool = False
+
+    def of(self, table: pa.Table) -> pa.Table:
+        """What a batch has."""
+        raise NotImplementedError
+
+    def joined(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """One table of many, of which there may be none."""
+        raise NotImplementedError
 
     def start(self) -> list[pa.Table]:
         return []
 
     def add(self, state: list[pa.Table], table: pa.Table) -> list[pa.Table]:
-        values = one_line(table[self.column]) if self.text else table[self.column]
-        return self.merge(state, [count(values)])
+        return self.merge(state, [self.of(table)])
 
     def merge(self, a: list[pa.Table], b: list[pa.Table]) -> list[pa.Table]:
         state = [*a, *b]
         if sum(map(len, state[1:])) > max(len(state[0]) if state else 0, 2**16):
-            state = [_added_up(state)]
+            state = [self.joined(state)]
         return state
 
     def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
@@ -100,31 +105,47 @@ class Counts:
 
     def reduce(self, state: list[pa.Table]) -> pa.Table:
         """What is needed of a bucket that is complete."""
-        return self.result(state)
+        return self.joined(state)
 
     def join(self, reduced: Sequence[pa.Table]) -> pa.Table:
         """The result of all buckets."""
         return pa.concat_tables([table for table in reduced if len(table)] or reduced[:1])
 
     def result(self, state: list[pa.Table]) -> pa.Table:
-        return (
-            _added_up(state) if state else pa.table({"value": pa.array([], pa.string()), "count": pa.array([], "i8")})
-        )
+        return self.join([self.reduce(state)])
+
+
+@dataclass(frozen=True)
+class Counts(ByValue):
+    """How many rows each value of a column has, nulls left out: columns `value` and `count` int64.
+
+    The values stand in the order in which they were first met.
+
+    Args:
+      column: its name.
+      text: as text of one line each, "" being a null: what a vocabulary is made of.
+    """
+
+    text: bool = False
+
+    def of(self, table: pa.Table) -> pa.Table:
+        return count(one_line(table[self.column]) if self.text else table[self.column])
+
+    def joined(self, tables: Sequence[pa.Table]) -> pa.Table:
+        if not tables:
+            return pa.table({"value": pa.array([], pa.string()), "count": pa.array([], "i8")})
+        if len(tables) == 1:
+            return tables[0]
+        table = pa.concat_tables(tables)
+        values = table["value"].combine_chunks().dictionary_encode()  # in the order of their first rows
+        total = np.bincount(values.indices.to_numpy(), table["count"].to_numpy(), len(values.dictionary))
+        return pa.table({"value": values.dictionary, "count": total.astype(np.int64)})
 
 
 def count(values: pa.ChunkedArray) -> pa.Table:
     """Columns `value` and `count` of the values that aren't null, in the order of their first rows."""
     counts = values.drop_null().value_counts()
     return pa.table({"value": counts.field("values"), "count": counts.field("counts")})
-
-
-def _added_up(tables: Sequence[pa.Table]) -> pa.Table:
-    if len(tables) == 1:
-        return tables[0]
-    table = pa.concat_tables(tables)
-    values = table["value"].combine_chunks().dictionary_encode()  # in the order of their first rows
-    total = np.bincount(values.indices.to_numpy(), table["count"].to_numpy(), len(values.dictionary))
-    return pa.table({"value": values.dictionary, "count": total.astype(np.int64)})
 
 
 @dataclass

@@ -4,7 +4,8 @@ One pipeline a call of `run`. What workers make (shards, states, results) they w
 that is being made, each file at once and under a name that the input decides, so that a bundle that is done again, or
 twice, leaves the same. This process puts it together when the pipeline has ended; until then there is no artifact.
 
-What is sent about is small: jobs lie in that folder too, and a worker loads each once.
+What is sent about is small, so that no runner has to hold the rows that it groups: a worker writes what it cuts a piece
+into, and sends where it stands. Jobs lie in that folder too, and a worker loads each once.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import os
 import pickle
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ _REFUSED, _JOB, _TASK = "refused", "job.pickle", "task"
 
 Piece = tuple[int, int, int | None, int]
 """A number, that of a table, a row group of its file and the first row of that."""
+Part = tuple[str, int, int]
+"""A file, where in it the part begins, and its bytes."""
 
 
 class Beam(Engine):
@@ -56,15 +59,10 @@ class Beam(Engine):
         scratch.mkdir(parents=True)
         try:
             jobs = tuple(self._prepared(job, scratch / str(number)) for number, job in enumerate(jobs))
-            pipeline = self._pipeline()
-            for number, job in enumerate(jobs):
-                _ADD[type(job)](pipeline, job, scratch / str(number), self.config.batch)
-            self._ended(pipeline)
+            self._ended(self._filled(jobs, scratch))
             for refused in sorted(scratch.glob(f"*/{_REFUSED}-*"), key=lambda p: (int(p.parent.name), p.name)):
                 raise ShortlistError(refused.read_text("utf-8"))
-            return [
-                _COLLECT[type(job)](job, scratch / str(number), self.config.batch) for number, job in enumerate(jobs)
-            ]
+            return [self._collected(job, scratch / str(number)) for number, job in enumerate(jobs)]
         finally:
             _loaded.cache_clear()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -97,6 +95,35 @@ class Beam(Engine):
         pq.write_table(rows.source, file, row_group_size=self.config.batch)
         return dataclasses.replace(rows, source=file)
 
+    def _filled(self, jobs: Sequence[Job], scratch: Path) -> Any:
+        """A pipeline that does all jobs at once: the pieces of their tables, then the parts with the same keys."""
+        import apache_beam as beam
+
+        pipeline, size = self._pipeline(), self.config.batch
+        pieces = [(number, piece) for number, job in enumerate(jobs) for piece in _pieces(job)]
+        spread = pipeline | "pieces" >> beam.Create(pieces) | "spread" >> beam.Reshuffle()
+        parts = spread | "work" >> beam.FlatMap(functools.partial(_work, scratch, size))
+        if any(type(job) in _GROUPED for job in jobs):
+            _ = parts | "group" >> beam.GroupByKey() | "end" >> beam.Map(functools.partial(_end, scratch))
+        return pipeline
+
+    def _collected(self, job: Job, folder: Path) -> Any:
+        """What is made of what workers left."""
+        if isinstance(job, Write):
+            shards, size = sorted(folder.glob("shard-*")), self.config.batch
+            return job.put_together((table for shard in shards for table in batches(shard, None, size)), size)
+        results = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("result-*"))]
+        if not isinstance(job, Analyse):
+            return results
+        left: dict[str, list[Any]] = {}
+        for name, value in results:
+            left.setdefault(name, []).append(value)
+        parts = _parts(job.analysis)
+        found = {
+            name: part.join(left[name]) if hasattr(part, "join") else left[name][0] for name, part in parts.items()
+        }
+        return found if isinstance(job.analysis, Together) else found[""]
+
     def _pipeline(self) -> Any:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -119,88 +146,47 @@ class Beam(Engine):
             raise ShortlistError(f"`--engine beam`: {self.runner} ended without having done it. Received: {state}.")
 
 
-# What is added to a pipeline for a job. `folder` is that of the job.
-
-
-def _pieces(pipeline: Any, tables: Sequence[Rows], label: str) -> Any:
-    pieces: list[Piece] = []
-    for at, rows in enumerate(tables):
+def _pieces(job: Job) -> Iterator[Piece]:
+    """The row groups of a job's tables, or its tasks."""
+    if isinstance(job, Each):
+        yield from ((number, 0, None, 0) for number in range(len(job.tasks)))
+        return
+    number = 0
+    for at, rows in enumerate(job.tables if isinstance(job, Analyse) else [job.rows]):
         assert isinstance(rows.source, Path)
-        about = pq.read_metadata(rows.source)
-        start = 0
-        for group in range(about.num_row_groups):
-            pieces.append((len(pieces), at, group, start))
-            start += about.row_group(group).num_rows
-        if not about.num_row_groups:
-            pieces.append((len(pieces), at, None, 0))
-    return _spread(pipeline, pieces, label)
+        about, start = pq.read_metadata(rows.source), 0
+        for group in range(about.num_row_groups) or (None,):
+            yield number, at, group, start
+            number += 1
+            start += 0 if group is None else about.row_group(group).num_rows
 
 
-def _spread(pipeline: Any, things: Sequence[Any], label: str) -> Any:
-    import apache_beam as beam
-
-    return pipeline | f"{label} pieces" >> beam.Create(things) | f"{label} spread" >> beam.Reshuffle()
+# What workers do. `folder` is that of the job.
 
 
-def _add_analyse(pipeline: Any, job: Analyse, folder: Path, size: int) -> None:
-    import apache_beam as beam
-
-    class Merge(beam.CombineFn):
-        """Merges the states of the analysis that each input names."""
-
-        def create_accumulator(self) -> Any:
-            return None
-
-        def add_input(self, accumulator: Any, named: Any) -> Any:
-            return _merged(folder, accumulator, named)
-
-        def merge_accumulators(self, accumulators: Any) -> Any:
-            return functools.reduce(functools.partial(_merged, folder), accumulators, None)
-
-        def extract_output(self, accumulator: Any) -> Any:
-            return accumulator
-
-    buckets = max(1, sum(map(len, job.tables)) // (Shuffle.BATCHES * size))
-    states = _pieces(pipeline, job.tables, folder.name) | f"{folder.name} analyse" >> beam.FlatMap(
-        functools.partial(_states, folder, size, buckets)
-    )
-    merged = states | f"{folder.name} merge" >> beam.CombinePerKey(Merge())
-    _ = merged | f"{folder.name} keep" >> beam.Map(functools.partial(_keep, folder))
+def _work(scratch: Path, size: int, numbered: tuple[int, Piece]) -> Iterator[tuple[tuple[int, int], Part]]:
+    """Does what a job wants with a piece; parts of what has to come together, and their keys."""
+    number, piece = numbered
+    folder = scratch / str(number)
+    parts: list[tuple[int, Part]] = []
+    with _refusals(folder, piece[0]):
+        job = _loaded(folder / _JOB)
+        parts = _WORK[type(job)](folder, job, size, piece)
+    yield from (((number, key), part) for key, part in parts)
 
 
-def _add_write(pipeline: Any, job: Write, folder: Path, size: int) -> None:
-    import apache_beam as beam
-
-    work = functools.partial(_write_shard, folder, size)
-    _ = _pieces(pipeline, [job.rows], folder.name) | f"{folder.name} write" >> beam.Map(work)
-
-
-def _add_shuffle(pipeline: Any, job: Shuffle, folder: Path, size: int) -> None:
-    import apache_beam as beam
-
-    cut = functools.partial(_cut, folder, size)
-    parts = _pieces(pipeline, [job.rows], folder.name) | f"{folder.name} cut" >> beam.FlatMap(cut)
-    grouped = parts | f"{folder.name} group" >> beam.GroupByKey()
-    _ = grouped | f"{folder.name} work" >> beam.Map(functools.partial(_bucket, folder))
-
-
-def _add_each(pipeline: Any, job: Each, folder: Path, size: int) -> None:
-    import apache_beam as beam
-
-    tasks = _spread(pipeline, list(range(len(job.tasks))), folder.name)
-    _ = tasks | f"{folder.name} work" >> beam.Map(functools.partial(_task, folder))
-
-
-# What workers do.
+def _end(scratch: Path, grouped: tuple[tuple[int, int], Iterable[Part]]) -> None:
+    """Does what a job wants with the parts of a key."""
+    (number, key), parts = grouped
+    folder = scratch / str(number)
+    with _refusals(folder, key):
+        job = _loaded(folder / _JOB)
+        _keep_result(folder, key, _GROUPED[type(job)](job, key, _read(folder, parts)))
 
 
 @functools.lru_cache(maxsize=16)
 def _loaded(path: Path) -> Any:
     return pickle.loads(path.read_bytes())
-
-
-def _job(folder: Path) -> Any:
-    return _loaded(folder / _JOB)
 
 
 @contextlib.contextmanager
@@ -226,107 +212,86 @@ def _keep_result(folder: Path, number: int, value: Any) -> None:
         partial.write_bytes(pickle.dumps(value, protocol=5))
 
 
-def _states(folder: Path, size: int, buckets: int, piece: Piece) -> Iterator[tuple[tuple[str, int], tuple[str, Any]]]:
-    """The states of each analysis after a piece, cut in buckets where it can be: `((name, bucket), (name, state))`."""
-    job = _job(folder)
+def _written(folder: Path, number: int, parts: Iterable[tuple[int, Any]]) -> list[tuple[int, Part]]:
+    """Writes the parts of a piece into one file of this attempt; their keys, and where each is."""
+    name = f"parts-{number:012d}-{uuid.uuid4().hex}"
+    found: list[tuple[int, Part]] = []
+    with (folder / name).open("wb") as file:
+        for key, part in parts:
+            found.append((key, (name, file.tell(), len(part))))
+            file.write(part)
+    return found
+
+
+def _read(folder: Path, parts: Iterable[Part]) -> Iterator[bytes]:
+    """What was written, in the order of the pieces, and within a piece in that in which it was written."""
+    for name, start, size in sorted(parts):
+        with (folder / name).open("rb") as file:
+            file.seek(start)
+            yield file.read(size)
+
+
+def _states(folder: Path, job: Analyse, size: int, piece: Piece) -> list[tuple[int, Part]]:
+    """The state of each analysis after a piece, cut in buckets where it can be."""
     number, at, group, start = piece
-    with _refusals(folder, number):
-        state = analyse(job.analysis, job.tables[at].batches(size, group, start))
-        for name, part in _parts(job.analysis).items():
+    buckets = max(1, sum(map(len, job.tables)) // (Shuffle.BATCHES * size))
+    state, parts = analyse(job.analysis, job.tables[at].batches(size, group, start)), _parts(job.analysis)
+
+    def packed() -> Iterator[tuple[int, bytes]]:
+        for place, (name, part) in enumerate(parts.items()):
             own = state[name] if name else state
             cut = part.split(own, buckets) if buckets > 1 and hasattr(part, "split") else [own]
-            yield from (((name, bucket), (name, each)) for bucket, each in enumerate(cut))
+            yield from ((bucket * len(parts) + place, pickle.dumps(each, 5)) for bucket, each in enumerate(cut))
+
+    return _written(folder, number, packed())
 
 
 def _parts(analysis: Any) -> dict[str, Any]:
     return dict(analysis.parts) if isinstance(analysis, Together) else {"": analysis}
 
 
-def _merged(folder: Path, a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    return a[0], _parts(_job(folder).analysis)[a[0]].merge(a[1], b[1])
+def _merged(job: Analyse, key: int, states: Iterator[bytes]) -> tuple[str, Any]:
+    parts = list(_parts(job.analysis).items())
+    name, part = parts[key % len(parts)]
+    state = functools.reduce(part.merge, map(pickle.loads, states))
+    return name, part.reduce(state) if hasattr(part, "reduce") else part.result(state)
 
 
-def _keep(folder: Path, merged: tuple[tuple[str, int], tuple[str, Any]]) -> None:
-    (name, bucket), (_, state) = merged
-    parts = _parts(_job(folder).analysis)
-    part = parts[name]
-    left = part.reduce(state) if hasattr(part, "reduce") else part.result(state)
-    _keep_result(folder, bucket * len(parts) + list(parts).index(name), (name, left))
-
-
-def _write_shard(folder: Path, size: int, piece: Piece) -> None:
-    job = _job(folder)
+def _write_shard(folder: Path, job: Write, size: int, piece: Piece) -> list[tuple[int, Part]]:
     number, _, group, start = piece
-    with _refusals(folder, number):
-        tables = map(_loaded(job.function), job.rows.batches(size, group, start))
-        first = next(tables)
-        with _whole(folder / f"shard-{number:012d}") as partial, pq.ParquetWriter(partial, first.schema) as writer:
-            for table in itertools.chain([first], tables):
-                writer.write_table(table)
+    function: Any = job.function  # the file that it lies in
+    tables = map(_loaded(function), job.rows.batches(size, group, start))
+    first = next(tables)
+    with _whole(folder / f"shard-{number:012d}") as partial, pq.ParquetWriter(partial, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+    return []
 
 
-def _cut(folder: Path, size: int, piece: Piece) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
-    job = _job(folder)
+def _cut(folder: Path, job: Shuffle, size: int, piece: Piece) -> list[tuple[int, Part]]:
     number, _, group, start = piece
-    with _refusals(folder, number):
-        for place, table in enumerate(job.rows.batches(size, group, start)):
-            for bucket, part in job.cut(table, size):
-                yield bucket, (number, place, _packed(part))
+    tables = job.rows.batches(size, group, start)
+    parts = ((bucket, _packed(part)) for table in tables for bucket, part in job.cut(table, size))
+    return _written(folder, number, parts)
 
 
-def _packed(table: pa.Table) -> bytes:
+def _packed(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return sink.getvalue()
 
 
-def _bucket(folder: Path, grouped: tuple[int, Any]) -> None:
-    number, parts = grouped
-    with _refusals(folder, number):
-        ordered = sorted(parts, key=lambda part: part[:2])
-        table = pa.concat_tables(pa.ipc.open_stream(packed).read_all() for _, _, packed in ordered)
-        _keep_result(folder, number, _job(folder).work(table))
+def _bucket(job: Shuffle, key: int, parts: Iterator[bytes]) -> Any:
+    return job.work(pa.concat_tables(pa.ipc.open_stream(packed).read_all() for packed in parts))
 
 
-def _task(folder: Path, number: int) -> None:
-    task = pickle.loads((folder / f"{_TASK}-{number:012d}").read_bytes())
-    with _refusals(folder, number):
-        _keep_result(folder, number, _job(folder).work(task))
+def _task(folder: Path, job: Each, size: int, piece: Piece) -> list[tuple[int, Part]]:
+    number = piece[0]
+    _keep_result(folder, number, job.work(pickle.loads((folder / f"{_TASK}-{number:012d}").read_bytes())))
+    return []
 
 
-# What is made of what they left.
-
-
-def _results(folder: Path) -> list[Any]:
-    return [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("result-*"))]
-
-
-def _collect_analyse(job: Analyse, folder: Path, size: int) -> Any:
-    left: dict[str, list[Any]] = {}
-    for name, value in _results(folder):
-        left.setdefault(name, []).append(value)
-    parts = _parts(job.analysis)
-    found = {name: part.join(left[name]) if hasattr(part, "join") else left[name][0] for name, part in parts.items()}
-    return found if isinstance(job.analysis, Together) else found[""]
-
-
-def _collect_write(job: Write, folder: Path, size: int) -> int:
-    shards = sorted(folder.glob("shard-*"))
-    return job.put_together((table for shard in shards for table in batches(shard, None, size)), size)
-
-
-def _collect_results(job: Job, folder: Path, size: int) -> list[Any]:
-    return _results(folder)
-
-
-_ADD: dict[type, Any] = {Analyse: _add_analyse, Write: _add_write, Shuffle: _add_shuffle, Each: _add_each}
-_COLLECT: dict[type, Any] = {
-    Analyse: _collect_analyse,
-    Write: _collect_write,
-    Shuffle: _collect_results,
-    Each: _collect_results,
-}
+_WORK: dict[type, Any] = {Analyse: _states, Write: _write_shard, Shuffle: _cut, Each: _task}
+_GROUPED: dict[type, Any] = {Analyse: _merged, Shuffle: _bucket}

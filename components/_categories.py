@@ -27,6 +27,11 @@ def lookup(ids: pa.ChunkedArray, values: pa.Array | pa.ChunkedArray, first: int)
     return rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
 
 
+def ascending(values: pa.Array) -> pa.Array:
+    """The values in their order."""
+    return values.take(pc.array_sort_indices(values))
+
+
 def category(column: pa.ChunkedArray, values: pa.Array) -> np.ndarray:
     """int32: 0 for a missing value, 1 for one that the vocabulary doesn't have."""
     return np.where(column.is_null().to_numpy(), 0, lookup(column, values, FIRST_ID).to_numpy()).astype(np.int32)

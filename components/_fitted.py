@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from shortlist import ShortlistError
 from shortlist.components import _request_columns
 from shortlist.components._analysis import Counts, Quantiles, Together, count
-from shortlist.components._categories import FIRST_ID, category, lookup, one_line, vocabulary, with_nan
+from shortlist.components._categories import FIRST_ID, ascending, category, lookup, one_line, vocabulary, with_nan
 from shortlist.components._request_columns import WORDS, RequestColumns
 from shortlist.components.artifacts import NEW, Splits
 
@@ -58,7 +58,7 @@ def fit(config: Any, splits: Splits, analysed: Analysed) -> "Fitted":
     texts = [found[WORDS]["value"]] if WORDS in found else []
     if texts and (others := [name for name in part_names(splits) if name not in fitting]):
         texts.append(analysed(Together({WORDS: Counts(WORDS)}), others)[WORDS]["value"])
-    searches = pa.chunked_array([c for t in texts for c in t.chunks], pa.string()).unique().sort()
+    searches = ascending(pa.chunked_array([c for t in texts for c in t.chunks], pa.string()).unique())
     new = None
     if NEW in part_names(splits):
         new = vocabulary(analysed(Together({"user": Counts("user")}), [NEW])["user"])

@@ -14,6 +14,8 @@ from typing import Any
 
 from shortlist import ShortlistError
 from shortlist.components import artifacts as kinds
+from shortlist.components._config import Config
+from shortlist.components._engine import EngineConfig, engine_of
 from shortlist.components._feature_statistics import write_feature_statistics
 from shortlist.components.artifacts import LINEAGE, Artifact
 from shortlist.components.pipeline import Component, Inputs, artifact_types, code_of, make, settings_of
@@ -45,20 +47,22 @@ BESIDE: dict[type[Artifact], tuple[str, str]] = {
     kinds.ModelEvaluation: ("ModelBlessing", "blessing"),
 }
 """Those that TFX has a second output for."""
-PARAMETERS = ("component", "class_path", "config_class", "config", "state", "given", "code", "external")
+PARAMETERS = ("component", "class_path", "config_class", "config", "state", "engine", "given", "code", "external")
 
 
 def describe(component: Component, given: Mapping[str, Any]) -> dict[str, str]:
-    """The execution properties: all that decides what the step computes, beside its inputs. ML Metadata caches by them.
+    """The execution properties, by which ML Metadata caches: all that decides what the step computes, beside its
+    inputs, and the engine that does it.
 
     Args:
       component: the step.
       given: by the argument's name, the input key of its channel, or such keys by name.
     """
-    state = {name: value for name, value in vars(component).items() if name != "config"}
+    state = {name: _packed(value) for name, value in vars(component).items() if name not in ("config", "engine")}
     values = {
         "state": state,
         "config": settings_of(component),
+        "engine": component.engine.config.model_dump(mode="json"),
         "given": given,
         "code": code_of(component),
         "external": component.external(),
@@ -75,14 +79,16 @@ def revive(properties: Mapping[str, str]) -> Component:
     """The component that `describe` was given.
 
     Raises:
-      ShortlistError: if the code here is not that of the machine where the pipeline was made.
+      ShortlistError: if the code here is not that of the machine where the pipeline was made, or the engine is not
+        installed.
     """
     cls = named(properties["class_path"])
     component: Component = cls.__new__(cls)
-    vars(component).update(json.loads(properties["state"]))
+    vars(component).update({name: _unpacked(value) for name, value in json.loads(properties["state"]).items()})
     config = json.loads(properties["config"])
     made = named(properties["config_class"]).model_validate(config) if properties["config_class"] else None
     component.config = made
+    component.engine = engine_of(EngineConfig.model_validate(json.loads(properties["engine"])))
     there = json.loads(properties["code"])
     differ = sorted(name for name, digest in code_of(component).items() if there.get(name) != digest)
     if differ:
@@ -91,6 +97,18 @@ def revive(properties: Mapping[str, str]) -> Component:
             f"shortlist where it runs, or make the pipeline again. Received: another {', '.join(differ)}."
         )
     return component
+
+
+def _packed(value: Any) -> Any:
+    """What JSON can say of a part of a component's state: settings with their class, anything else as it is."""
+    if not isinstance(value, Config):
+        return value
+    return {"class": path_of(type(value)), "settings": value.model_dump(mode="json")}
+
+
+def _unpacked(value: Any) -> Any:
+    settings = isinstance(value, dict) and set(value) == {"class", "settings"}
+    return named(value["class"]).model_validate(value["settings"]) if settings else value
 
 
 def execute(properties: Mapping[str, str], inputs: Mapping[str, str], out: str) -> Artifact:

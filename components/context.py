@@ -12,6 +12,7 @@ import pydantic
 import scipy.special
 
 from shortlist import ShortlistError
+from shortlist.components._categories import ascending
 from shortlist.components._config import Config
 
 PREFIX = "context_"
@@ -369,6 +370,6 @@ def half_rows(splits: pa.Table, side: str, ids: pa.Array, conditions: Mapping[st
 
 def row_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Rows from 1 on in the sorted distinct values, 0 for null; and the values, the first null."""
-    values = pc.unique(column).drop_null().sort()
+    values = ascending(pc.unique(column).drop_null())
     found = pc.fill_null(pc.index_in(column, values), -1).to_numpy() + 1
     return found, pa.concat_arrays([pa.nulls(1, pa.string()), values])

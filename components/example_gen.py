@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
+from shortlist.components._analysis import ByValue
 from shortlist.components._batches import rows_of
 from shortlist.components._carskit import read_carskit
 from shortlist.components._config import Config
 from shortlist.components._engine import ROW, Analyse, Rows, Shuffle, Write
-from shortlist.components._hashing import split_tables
 from shortlist.components._movielens import demo_version, read_demo, read_tfds, tfds_identity
 from shortlist.components._progress import console
 from shortlist.components._sources import Stored, Tables, digest, read_files, renamed
@@ -203,7 +203,7 @@ class Conform:
     def __call__(self, table: pa.Table) -> pa.Table:
         place = Place(self.where)
         place.before, place.heads = table[ROW][0].as_py() if len(table) else 0, self.heads
-        return conform(renamed(table.drop_columns([ROW]), self.columns), INTERACTIONS, place)
+        return conform(renamed(table.drop([ROW]), self.columns), INTERACTIONS, place)
 
 
 def duplicate_rows(table: pa.Table) -> np.ndarray:
@@ -222,46 +222,24 @@ class Without:
         low, high = np.searchsorted(self.rows, (first, first + len(table)))
         keep = np.ones(len(table), bool)
         keep[self.rows[low:high] - first] = False
-        return table.drop_columns([ROW]).filter(pa.array(keep))
+        return table.drop([ROW]).filter(pa.array(keep))
 
 
-@dataclass(frozen=True)
-class FirstMet:
-    """An analysis: columns `value` and `row`, the different values of a column and the first row of each, in its order.
+class FirstMet(ByValue):
+    """Columns `value` and `row`: the different values of a column and the first row of each, in the order of those.
 
     Rows are numbered by the column `ROW`.
     """
 
-    column: str
+    def of(self, table: pa.Table) -> pa.Table:
+        return self.joined([pa.table({"value": table[self.column], "row": table[ROW]})])
 
-    def start(self) -> list[pa.Table]:
-        return []
-
-    def add(self, state: list[pa.Table], table: pa.Table) -> list[pa.Table]:
-        return self.merge(state, [_first(pa.table({"value": table[self.column], "row": table[ROW]}))])
-
-    def merge(self, a: list[pa.Table], b: list[pa.Table]) -> list[pa.Table]:
-        state = [*a, *b]  # joined when the later ones have as many rows as the first, as `Counts` are
-        if sum(map(len, state[1:])) > max(len(state[0]) if state else 0, 2**16):
-            state = [_first(pa.concat_tables(state))]
-        return state
-
-    def split(self, state: list[pa.Table], buckets: int) -> list[list[pa.Table]]:
-        return split_tables(state, "value", buckets)
-
-    def reduce(self, state: list[pa.Table]) -> pa.Table:
-        return self.result(state)
+    def joined(self, tables: Sequence[pa.Table]) -> pa.Table:
+        found = pa.concat_tables(tables).group_by("value").aggregate([("row", "min")])
+        return pa.table({"value": found["value"], "row": found["row_min"]})
 
     def join(self, reduced: Sequence[pa.Table]) -> pa.Table:
-        return pa.concat_tables(reduced).sort_by("row")
-
-    def result(self, state: list[pa.Table]) -> pa.Table:
-        return _first(pa.concat_tables(state)).sort_by("row")
-
-
-def _first(table: pa.Table) -> pa.Table:
-    found = table.group_by("value").aggregate([("row", "min")])
-    return pa.table({"value": found["value"], "row": found["row_min"]})
+        return super().join(reduced).sort_by("row")
 
 
 def read(config: DataConfig, scratch: Path) -> Tables:

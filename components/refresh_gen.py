@@ -149,7 +149,8 @@ class RefreshGen(Component):
         every = pa.concat_tables([table.select(like.names).cast(like) for table in (*parts.values(), *tables)])
         old = sum(map(len, parts.values()))
         every = every.append_column("_new", pa.array(np.arange(len(every)) >= old))
-        new = drop_duplicates(every)[0].filter(pc.field("_new")).drop_columns(["_new"])
+        kept = drop_duplicates(every)[0]
+        new = kept.filter(kept["_new"]).drop(["_new"])
         return new.sort_by([("user", "ascending"), ("timestamp", "ascending")]).combine_chunks()
 
 

@@ -14,6 +14,7 @@ import pytest
 from shortlist import ShortlistError
 from shortlist import components as ours
 from shortlist.components import _tfx, artifacts, tfx
+from shortlist.components._engine import Engine, EngineConfig
 from shortlist.components._feature_statistics import feature_statistics
 from shortlist.components.artifacts import LINEAGE, Artifact
 from shortlist.components.example_gen import DataConfig, ExampleGen
@@ -25,18 +26,19 @@ from shortlist.components.trainer import Trainer
 from shortlist.components.transform import Transform
 from shortlist.trainers import tfx as pipelines
 from shortlist.trainers.popularity import Config as PopularityConfig
-from shortlist.trainers.two_stage import load_config
+from shortlist.trainers.two_stage import load_config, two_stage
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "tfx.md"
 
 
-@pytest.fixture
-def log(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("log")
     rows = [(f"u{user}", f"i{(user + step) % 7}", 1000 * user + step) for user in range(6) for step in range(6)]
     users, items, times = zip(*rows, strict=True)
     table = pa.table({"user": users, "item": items, "timestamp": times, "rating": pa.array([1.0, 3.0] * 18)})
-    pq.write_table(table, tmp_path / "log.parquet")
-    return f"parquet:{tmp_path / 'log.parquet'}"
+    pq.write_table(table, folder / "log.parquet")
+    return f"parquet:{folder / 'log.parquet'}"
 
 
 def steps(log: str) -> list[tuple[Any, dict[str, int]]]:
@@ -51,10 +53,17 @@ def steps(log: str) -> list[tuple[Any, dict[str, int]]]:
     ]
 
 
-def through_tfx(log: str, root: Path) -> list[Artifact]:
-    """Runs the steps as TFX's executor does, from texts alone."""
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def made(log: str, root: Path) -> list[Artifact]:
+    """What the steps make when they run as TFX's executor runs them, from texts alone; nobody changes it."""
     made: list[Artifact] = []
-    for component, needs in steps(log):
+    there = locally(log, root).steps.values()  # as they are in a pipeline
+    for component, needs in zip((step.component for step in there), (needs for _, needs in steps(log)), strict=True):
         properties = _tfx.describe(component, {name: name for name in needs})
         assert all(isinstance(value, str) for value in properties.values())
         assert set(properties) == set(_tfx.PARAMETERS)
@@ -72,8 +81,7 @@ def locally(log: str, workdir: Path) -> Pipeline:
     return p
 
 
-def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_back_to_it(log, tmp_path):
-    made = through_tfx(log, tmp_path / "root")
+def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_back_to_it(log, root, made, tmp_path):
     there = list(locally(log, tmp_path / "run").run().values())
     assert [a.fingerprint for a in made] == [a.fingerprint for a in there]
     for mine, local in zip(made, there, strict=True):
@@ -84,8 +92,8 @@ def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_ba
         tables = [name for name in names if name.suffix == ".parquet"]
         assert all((mine / str(name)).read_bytes() == (local / str(name)).read_bytes() for name in tables)
 
-    assert pipelines.adopt(tmp_path / "root", tmp_path / "back") == sorted(c.name for c, _ in steps(log))
-    assert pipelines.adopt(tmp_path / "root", tmp_path / "back") == []
+    assert pipelines.adopt(root, tmp_path / "back") == sorted(c.name for c, _ in steps(log))
+    assert pipelines.adopt(root, tmp_path / "back") == []
     again = locally(log, tmp_path / "back")
     model = list(again.run().values())[-1]
     assert again.ran == []
@@ -94,8 +102,8 @@ def test_a_step_has_the_same_fingerprint_and_files_as_in_a_local_run_and_goes_ba
     assert adopted == {p.relative_to(there[-1].uri).parts[0] for p in there[-1].uri.rglob("*")}
 
 
-def test_what_tfx_looks_for_lies_beside_our_files(log, tmp_path):
-    examples, statistics, schema, splits, encoded, model = through_tfx(log, tmp_path / "root")
+def test_what_tfx_looks_for_lies_beside_our_files(made, tmp_path):
+    examples, statistics, schema, splits, encoded, model = made
     _tfx.link_parts(encoded, tmp_path / "beside")
     (part, *_) = encoded.names
     assert (tmp_path / "beside" / f"Split-{part}" / f"{part}.parquet").exists()
@@ -127,6 +135,16 @@ def test_every_public_component_and_every_artifact_is_known_and_described():
     assert set(_tfx.KINDS) == {kind for kind in Artifact.__subclasses__() if kind.__module__.startswith("shortlist.")}
 
 
+def test_every_step_of_a_run_can_be_written_down_and_made_again():
+    changes = {"cluster.timeout": 7, "engine.batch": 9, "data.source": "simulated"}
+    for step in two_stage(load_config(overrides=changes)).steps.values():
+        component = step.component
+        again = _tfx.revive(_tfx.describe(component, {}))
+        assert vars(again).keys() == vars(component).keys()
+        for name, value in vars(component).items():
+            assert again.engine.config == value.config if name == "engine" else vars(again)[name] == value
+
+
 def test_without_tfx_the_install_line_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tfx", None)
     tfx._classes.cache_clear()
@@ -143,15 +161,16 @@ def test_without_tfx_the_install_line_is_said(monkeypatch, tmp_path):
         _ = tfx.Nothing
 
 
-def test_a_step_refuses_other_code_and_other_artifacts(log, tmp_path):
+def test_a_step_refuses_other_code_and_other_artifacts(made, tmp_path):
     component = Splitter()
+    component.engine = Engine(EngineConfig(batch=7))
     properties = _tfx.describe(component, {"examples": "examples"})
     assert _tfx.revive(properties).config == component.config
+    assert _tfx.revive(properties).engine.config == component.engine.config
     code = {**json.loads(properties["code"]), "shortlist.components.splitter": "another"}
     with pytest.raises(ShortlistError, match=r"must run the code .* Received: another shortlist\.components\.splitter"):
         _tfx.revive({**properties, "code": json.dumps(code)})
 
-    made = through_tfx(log, tmp_path / "root")
     with pytest.raises(ShortlistError, match=r"`examples` must be an artifact of shortlist, of type Examples.* Splits"):
         _tfx.execute(properties, {"examples": str(made[3].uri)}, str(tmp_path / "root/Splitter/x/9"))
     with pytest.raises(ShortlistError, match=rf"a folder without {LINEAGE}"):
@@ -164,9 +183,9 @@ def test_a_step_refuses_other_code_and_other_artifacts(log, tmp_path):
         pipelines.adopt(tmp_path / "nothing", tmp_path / "run")
 
 
-def test_a_given_artifact_has_no_place_in_ml_metadata(log, tmp_path):
+def test_a_given_artifact_has_no_place_in_ml_metadata(made, tmp_path):
     p = Pipeline(tmp_path)
-    p.given("earlier", through_tfx(log, tmp_path / "root")[0])
+    p.given("earlier", made[0])
     with pytest.raises(ShortlistError, match=r"`warm_start` takes artifacts of an earlier run.* Received: earlier"):
         tfx.wrap_pipeline(p)
 
@@ -192,8 +211,8 @@ def test_feature_statistics_by_hand():
     assert time.string_stats.common_stats.num_missing == 4
 
 
-def test_run_fn_makes_the_model_that_our_trainer_makes(log, tmp_path):
-    encoded, model = through_tfx(log, tmp_path / "root")[4:]
+def test_run_fn_makes_the_model_that_our_trainer_makes(made, tmp_path):
+    encoded, model = made[4:]
     out = tmp_path / "root" / "Theirs" / "model" / "1"
     given = {"model": "popularity", "name": "often", "settings": {"window_days": None}}
     args: dict[str, Any] = {"transform_graph_path": str(encoded.uri), "base_model": None, "hyperparameters": None}
@@ -214,8 +233,8 @@ def test_run_fn_makes_the_model_that_our_trainer_makes(log, tmp_path):
         pipelines.run_fn(none)
 
 
-def test_tuner_fn_searches_retrievers_and_run_fn_reads_what_it_found(log, tmp_path, monkeypatch):
-    encoded = through_tfx(log, tmp_path / "root")[4]
+def test_tuner_fn_searches_retrievers_and_run_fn_reads_what_it_found(made, tmp_path, monkeypatch):
+    encoded = made[4]
     results = SimpleNamespace(components=SimpleNamespace(TunerFnResult=SimpleNamespace))
     monkeypatch.setattr(pipelines, "imported", lambda name: results)
     args = {"transform_graph_path": str(encoded.uri), "working_dir": str(tmp_path / "search")}
