@@ -81,23 +81,26 @@ class QuantileNormalization(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
-        half = self.num_features // 2  # two chains of operations run beside each other where there are two cores
-        halves = [slice(half), slice(half, None)] if half else [slice(None)]
-        parts = [self._shares(values[rows], rows) for rows in halves]
-        return tf.reshape(tf.transpose(tf.concat(parts, axis=0)), tf.shape(inputs))
-
-    def _shares(self, values: tf.Tensor, rows: slice) -> tf.Tensor:
-        """x̃ `[R, M]` of `values` `[R, M]`, some of the columns."""
-        tables = self.grid, self.cells, self.cell_lines, self.edges, self.lines
-        grid, cells, cell_lines, *every = (tf.convert_to_tensor(table)[rows] for table in tables)
+        grid, cells, lines = (tf.convert_to_tensor(table) for table in (self.grid, self.cells, self.cell_lines))
         place = tf.cast(tf.clip_by_value((values - grid[:, :1]) * grid[:, 1:], 0.0, CELLS - 1.0), tf.int32)
-        place = tf.maximum(place, 0) + CELLS * tf.range(tf.shape(values)[0])[:, tf.newaxis]  # of NaN it was negative
+        place = tf.maximum(place, 0) + CELLS * tf.range(self.num_features)[:, tf.newaxis]  # of NaN it was negative
         first, second = _pairs(cells, place)
         line = 3 * place + tf.cast(values >= first, tf.int32) + tf.cast(values >= second, tf.int32)
-        share, slope = _pairs(cell_lines, line)
+        share, slope = _pairs(lines, line)
         share += (values - first) * slope
         unknown = tf.math.is_nan(share)  # crowded cells, NaN and infinity
-        return tf.cond(tf.reduce_any(unknown), lambda: _searched(values, share, unknown, *every), lambda: share)
+        share = tf.cond(tf.reduce_any(unknown), lambda: self._searched(values, share, unknown), lambda: share)
+        return tf.reshape(tf.transpose(share), tf.shape(inputs))
+
+    def _searched(self, values: tf.Tensor, share: tf.Tensor, unknown: tf.Tensor) -> tf.Tensor:
+        """`share` `[F, M]` with what is `unknown` found by a search among all edges of its column."""
+        rows = tf.where(tf.reduce_any(unknown, axis=1))  # [R, 1]
+        tensors = values, share, unknown, self.edges, self.lines
+        values, own, unknown, edges, lines = (tf.gather_nd(x, rows) for x in tensors)
+        line = tf.searchsorted(edges, values, side="right")
+        start, slope, found = tf.unstack(tf.gather(lines, line, batch_dims=1), axis=-1)
+        found += tf.math.multiply_no_nan(values - start, slope)
+        return tf.tensor_scatter_nd_update(share, rows, tf.where(unknown, found, own))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
@@ -107,16 +110,6 @@ def _pairs(table: tf.Tensor, place: tf.Tensor) -> list[tf.Tensor]:
     """Both numbers at a place of a table, `[..., 2]`; of complex numbers one look-up finds both, side by side."""
     found = tf.gather_nd(tf.reshape(tf.bitcast(table, tf.complex64), [-1]), place[..., tf.newaxis])
     return [tf.math.real(found), tf.math.imag(found)]
-
-
-def _searched(values: tf.Tensor, share: tf.Tensor, unknown: tf.Tensor, edges: tf.Tensor, lines: tf.Tensor) -> tf.Tensor:
-    """`share` `[F, M]` with what is `unknown` found by a search among all edges of its column."""
-    rows = tf.where(tf.reduce_any(unknown, axis=1))  # [R, 1]
-    values, own, unknown, edges, lines = (tf.gather_nd(x, rows) for x in (values, share, unknown, edges, lines))
-    line = tf.searchsorted(edges, values, side="right")
-    start, slope, found = tf.unstack(tf.gather(lines, line, batch_dims=1), axis=-1)
-    found += tf.math.multiply_no_nan(values - start, slope)
-    return tf.tensor_scatter_nd_update(share, rows, tf.where(unknown, found, own))
 
 
 def _cells(edges: np.ndarray, lines: np.ndarray, grid: np.ndarray) -> np.ndarray:
