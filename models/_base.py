@@ -192,7 +192,8 @@ def masked_top_k(
             items = rowwise(tf.cast(cells[:, 1], tf.int32)).to_tensor()
             return values, tf.gather(items, place, batch_dims=1)
 
-        return tf.cond(tf.reduce_all((count >= least) & (count <= 2 * HIGH * enough)), best, of_all)
+        fits = (count >= least) & (count <= 2 * HIGH * enough)
+        return tf.cond(tf.reduce_all(fits) & tf.reduce_any(fits), best, of_all)  # of no rows there is no widest
 
     values, items = tf.cond(2 * HIGH * enough <= size, of_high, of_all)
     missing = [[0, 0], [0, k - least]]

@@ -70,6 +70,11 @@ def test_equals_sorting_whatever_a_sample_of_the_scores_says() -> None:
             np.testing.assert_array_equal(answer, expected)
 
 
+def test_no_rows_have_no_best() -> None:
+    items, values = _graph(np.zeros((0, 1000), np.float32), 30, np.zeros((0, 4), np.int32))
+    assert items.shape == values.shape == (0, 30)
+
+
 def test_a_registered_name_belongs_to_one_class() -> None:
     taken = re.escape("`name` must be new. Received: 'popularity', which is shortlist.models.popularity.Popularity.")
     with pytest.raises(ValueError, match=taken):
