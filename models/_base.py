@@ -136,6 +136,10 @@ def cell_indices(columns: tf.Tensor) -> tf.Tensor:
     return tf.stack([row, columns], axis=-1)
 
 
+SAMPLED, HIGH = 16, 2
+"""`masked_top_k` looks at every 16th score for a bound above which lie about twice as many as are wanted."""
+
+
 def masked_top_k(
     scores: tf.Tensor, k: tf.Tensor | int, exclude: tf.Tensor | None = None, first_id: int = FIRST_ID
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -159,18 +163,39 @@ def masked_top_k(
         never = tf.concat([never, tf.cast(exclude, tf.int32)], axis=1)  # [B, E]
     enough, least = k + tf.shape(never)[1], tf.minimum(k, size)
 
+    where = tf.boolean_mask(cell_indices(never), (never >= 0) & (never < size))  # [N, 2]
+
     def left_out_after() -> tuple[tf.Tensor, tf.Tensor]:
         values, items = tf.math.top_k(scores, tf.minimum(enough, size))
         values, place = tf.math.top_k(tf.where(is_among(items, never), low, values), least)
         return values, tf.gather(items, place, batch_dims=1)
 
     def left_out_before() -> tuple[tf.Tensor, tf.Tensor]:
-        where = tf.boolean_mask(cell_indices(never), (never >= 0) & (never < size))  # [N, 2]
         fewer = tf.tensor_scatter_nd_update(scores, where, tf.fill(tf.shape(where)[:1], low))
         return tuple(tf.math.top_k(fewer, least))
 
-    # The first finds as many more as there are exclusions; the second copies the scores, cheaper where they are few.
-    values, items = tf.cond(100 * enough <= size, left_out_after, left_out_before)
+    def of_all() -> tuple[tf.Tensor, tf.Tensor]:
+        # The first finds as many more as there are exclusions; the second copies scores, cheaper where they are few.
+        return tf.cond(100 * enough <= size, left_out_after, left_out_before)
+
+    def of_high() -> tuple[tf.Tensor, tf.Tensor]:
+        # TensorFlow's `top_k` is slow at a number that it cannot pass over: most are below a bound that a sample gives.
+        sampled = tf.maximum(HIGH * enough // SAMPLED, 1)
+        bound = tf.math.top_k(scores[:, ::SAMPLED], sampled)[0][:, -1:]
+        high = tf.tensor_scatter_nd_update(scores >= bound, where, tf.zeros(tf.shape(where)[:1], tf.bool))
+        count = tf.reduce_sum(tf.cast(high, tf.int32), axis=1)  # [B]
+
+        def best() -> tuple[tf.Tensor, tf.Tensor]:
+            cells = tf.where(high)  # [H, 2], row by row
+            rowwise = lambda x: tf.RaggedTensor.from_row_lengths(x, count, validate=False)  # noqa: E731
+            values, place = tf.math.top_k(rowwise(tf.gather_nd(scores, cells)).to_tensor(low), least)
+            items = rowwise(tf.cast(cells[:, 1], tf.int32)).to_tensor()
+            return values, tf.gather(items, place, batch_dims=1)
+
+        fits = (count >= least) & (count <= 2 * HIGH * enough)
+        return tf.cond(tf.reduce_all(fits) & tf.reduce_any(fits), best, of_all)  # of no rows there is no widest
+
+    values, items = tf.cond(2 * HIGH * enough <= size, of_high, of_all)
     missing = [[0, 0], [0, k - least]]
     values = tf.pad(values, missing, constant_values=low)
     items = tf.pad(items, missing)

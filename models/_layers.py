@@ -6,6 +6,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+CELLS = 1024
+"""Of equal width, that a column's range is cut into, each with what the search for a number in it would find."""
+
 
 @tf.keras.utils.register_keras_serializable("shortlist")
 class QuantileNormalization(tf.keras.layers.Layer):
@@ -35,6 +38,9 @@ class QuantileNormalization(tf.keras.layers.Layer):
         self.boundaries = self.add_weight("boundaries", shape, **fixed)
         self.edges = self.add_weight("edges", (num_features, 2 * num_quantiles), **fixed)
         self.lines = self.add_weight("lines", (num_features, 2 * num_quantiles + 1, 3), **fixed)
+        self.grid = self.add_weight("grid", (num_features, 2), **fixed)
+        self.cells = self.add_weight("cells", (num_features, CELLS, 2), **fixed)
+        self.cell_lines = self.add_weight("cell_lines", (num_features, CELLS, 3, 2), **fixed)
         self.set_boundaries(np.zeros(shape))
 
     def adapt(self, values: np.ndarray) -> None:
@@ -63,20 +69,72 @@ class QuantileNormalization(tf.keras.layers.Layer):
         on = np.stack([bounds, np.zeros_like(bounds), middle / last], axis=-1)
         after = np.stack([bounds, slope / last, place / last], axis=-1)
         between = np.stack([on, after], axis=2).reshape(self.num_features, 2 * self.num_quantiles, 3)
-        self.boundaries.assign(bounds)
-        self.edges.assign(np.stack([begins, ends], axis=2).reshape(self.num_features, 2 * self.num_quantiles))
+        edges = np.stack([begins, ends], axis=2).reshape(self.num_features, 2 * self.num_quantiles)
         lines = np.concatenate([np.zeros_like(between[:, :1]), between], axis=1)
-        self.lines.assign(lines.astype(np.float32))  # what servers share converts nothing
+        grid = np.stack([edges[:, 0], CELLS / (edges[:, -1] - edges[:, 0])], axis=1)
+        cells = [_cells(*of_one) for of_one in zip(edges, lines, grid, strict=True)]
+        cells = np.reshape(cells, [self.num_features, CELLS, 8])
+        cell_lines = np.reshape(cells[..., 2:], self.cell_lines.shape)
+        weights = self.boundaries, self.edges, self.lines, self.grid, self.cells, self.cell_lines
+        for weight, value in zip(weights, (bounds, edges, lines, grid, cells[..., :2], cell_lines), strict=True):
+            weight.assign(value.astype(np.float32))  # what servers share converts nothing
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
-        line = tf.searchsorted(tf.convert_to_tensor(self.edges), values, side="right")
-        start, slope, share = tf.unstack(tf.gather(tf.convert_to_tensor(self.lines), line, batch_dims=1), axis=-1)
-        share += tf.math.multiply_no_nan(values - start, slope)
+        grid, cells, lines = (tf.convert_to_tensor(table) for table in (self.grid, self.cells, self.cell_lines))
+        place = tf.cast(tf.clip_by_value((values - grid[:, :1]) * grid[:, 1:], 0.0, CELLS - 1.0), tf.int32)
+        place = tf.maximum(place, 0) + CELLS * tf.range(self.num_features)[:, tf.newaxis]  # of NaN it was negative
+        first, second = _pairs(cells, place)
+        line = 3 * place + tf.cast(values >= first, tf.int32) + tf.cast(values >= second, tf.int32)
+        share, slope = _pairs(lines, line)
+        share += (values - first) * slope
+        unknown = tf.math.is_nan(share)  # crowded cells, NaN and infinity
+        share = tf.cond(tf.reduce_any(unknown), lambda: self._searched(values, share, unknown), lambda: share)
         return tf.reshape(tf.transpose(share), tf.shape(inputs))
+
+    def _searched(self, values: tf.Tensor, share: tf.Tensor, unknown: tf.Tensor) -> tf.Tensor:
+        """`share` `[F, M]` with what is `unknown` found by a search among all edges of its column."""
+        rows = tf.where(tf.reduce_any(unknown, axis=1))  # [R, 1]
+        tensors = values, share, unknown, self.edges, self.lines
+        values, own, unknown, edges, lines = (tf.gather_nd(x, rows) for x in tensors)
+        line = tf.searchsorted(edges, values, side="right")
+        start, slope, found = tf.unstack(tf.gather(lines, line, batch_dims=1), axis=-1)
+        found += tf.math.multiply_no_nan(values - start, slope)
+        return tf.tensor_scatter_nd_update(share, rows, tf.where(unknown, found, own))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
+
+
+def _pairs(table: tf.Tensor, place: tf.Tensor) -> list[tf.Tensor]:
+    """Both numbers at a place of a table, `[..., 2]`; of complex numbers one look-up finds both, side by side."""
+    found = tf.gather_nd(tf.reshape(tf.bitcast(table, tf.complex64), [-1]), place[..., tf.newaxis])
+    return [tf.math.real(found), tf.math.imag(found)]
+
+
+def _cells(edges: np.ndarray, lines: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Of each cell its first two edges and the three lines around them, float32 `[CELLS, 8]`.
+
+    A line is its share at the first edge, and its slope. In the place of an edge that is lacking stands a number that
+    parts like from like. A cell of more than two edges has NaN for shares. `edges` `[2N]` and `lines` `[2N + 1, 3]` are
+    those of one column, `grid` `[2]` its lowest edge and its cells per unit.
+    """
+    place = (edges.astype(np.float64) - grid[0]) * grid[1]
+    cell = np.arange(CELLS)
+    begin = np.searchsorted(place, cell - 0.01)  # an edge that rounding may put beside the cell counts as in it
+    end = np.searchsorted(place, cell + 1.01, side="right")
+    begin[0], end[-1] = 0, len(edges)  # what lies outside of the range is in the first cell or the last
+    at = [begin]
+    for _ in range(2):  # the line after an edge and all that equal it
+        after = np.searchsorted(edges, edges[np.minimum(at[-1], len(edges) - 1)], side="right")
+        at.append(np.where(at[-1] < end, after, at[-1]))
+    padded = np.append(edges, np.float32(np.inf))
+    first = np.where(begin < end, padded[begin], lines[begin, 0])
+    second = np.where(at[1] < end, padded[at[1]], np.inf)
+    start, slope, share = np.moveaxis(lines[np.stack(at)].astype(np.float64), -1, 0)  # [3, CELLS]
+    share = np.where(at[2] < end, np.nan, share + (first - start) * slope)
+    columns = [first, second, *np.stack([share, slope], axis=1).reshape(6, CELLS)]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def powers(x: tf.Tensor, *others: tf.Tensor) -> tf.Tensor:

@@ -52,6 +52,29 @@ def test_equals_sorting_the_allowed_items(data: st.DataObject) -> None:
         assert answer[0].dtype == tf.int32
 
 
+def test_equals_sorting_whatever_a_sample_of_the_scores_says() -> None:
+    """Rows that the sample is like, that it overrates, that it underrates, that tie, and that lack what is wanted."""
+    rng, k = np.random.default_rng(5), 30
+    alike, tied = rng.normal(size=1000), rng.integers(0, 3, 1000)
+    above, below, lacking = alike.copy(), alike.copy(), np.full(1000, -np.inf)
+    above[::16] += 100
+    below[::16] -= 100
+    lacking[rng.integers(2, 1000, k // 2)] = 1
+    exclude = rng.integers(2, 1000, (2, 40))
+    exclude[:, :20] = np.argsort(-alike)[:20]
+    for rows in ((alike, alike + 1), (alike, above), (alike, below), (alike, tied), (alike, lacking)):
+        scores = np.stack(rows).astype(np.float32)
+        for answer, expected in zip(
+            _graph(scores, k, exclude), oracles.top_k(scores, k, exclude.tolist(), 2), strict=True
+        ):
+            np.testing.assert_array_equal(answer, expected)
+
+
+def test_no_rows_have_no_best() -> None:
+    items, values = _graph(np.zeros((0, 1000), np.float32), 30, np.zeros((0, 4), np.int32))
+    assert items.shape == values.shape == (0, 30)
+
+
 def test_a_registered_name_belongs_to_one_class() -> None:
     taken = re.escape("`name` must be new. Received: 'popularity', which is shortlist.models.popularity.Popularity.")
     with pytest.raises(ValueError, match=taken):

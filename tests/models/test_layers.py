@@ -39,6 +39,24 @@ def test_quantile_normalization_by_hand() -> None:
     np.testing.assert_allclose(got[0, :, 1], [0.5, 0.5, 0, 1, 0.5, 0.5])
 
 
+def test_quantile_normalization_where_edges_crowd_into_one_cell_and_where_they_do_not() -> None:
+    rng = np.random.default_rng(4)
+    fitted = np.stack([rng.normal(size=900), np.exp(4 * rng.normal(size=900)), rng.integers(0, 9, 900)], axis=1)
+    layer = QuantileNormalization(3)
+    layer.adapt(fitted)
+    crowded = np.isnan(layer.cell_lines.numpy()).any(axis=(2, 3)).sum(axis=1)
+    assert crowded[1] > 0
+    np.testing.assert_array_equal(crowded[[0, 2]], 0)
+    asked = np.concatenate([fitted[:300], 1.01 * fitted[:300], 1e6 * (fitted[:99] - 0.5)]).astype(np.float32)
+    bounds = layer.boundaries.numpy().astype(np.float64)
+    expected = [[oracles.quantile_share(bounds[f], float(v)) for f, v in enumerate(row)] for row in asked]
+    np.testing.assert_allclose(layer(asked), expected, atol=1e-5)
+    everywhere = [[-np.inf] * 3, [np.inf] * 3, [np.nan] * 3]
+    np.testing.assert_array_equal(layer(tf.constant(everywhere))[:2], [[0] * 3, [1] * 3])
+    for rows in (slice(0, 1), slice(5, 9)):  # what else is asked for changes nothing
+        np.testing.assert_array_equal(layer(asked[rows]), layer(asked)[rows])
+
+
 def test_quantile_normalization_of_nothing_is_nothing() -> None:
     assert QuantileNormalization(3, 4)(tf.zeros([0, 5, 3])).shape == (0, 5, 3)
 
