@@ -72,8 +72,8 @@ class QuantileNormalization(tf.keras.layers.Layer):
         edges = np.stack([begins, ends], axis=2).reshape(self.num_features, 2 * self.num_quantiles)
         lines = np.concatenate([np.zeros_like(between[:, :1]), between], axis=1)
         grid = np.stack([edges[:, 0], CELLS / (edges[:, -1] - edges[:, 0])], axis=1)
-        cells = [_cells(*of_one) for of_one in zip(edges, lines, grid, strict=True)]
-        cells = np.reshape(cells, [self.num_features, CELLS, 8])
+        of_columns = [_cells(*of_one) for of_one in zip(edges, lines, grid, strict=True)]
+        cells = np.reshape(of_columns, [self.num_features, CELLS, 8])
         cell_lines = np.reshape(cells[..., 2:], self.cell_lines.shape)
         weights = self.boundaries, self.edges, self.lines, self.grid, self.cells, self.cell_lines
         for weight, value in zip(weights, (bounds, edges, lines, grid, cells[..., :2], cell_lines), strict=True):
