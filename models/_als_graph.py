@@ -50,9 +50,14 @@ def systems(
     )
 
 
+def on_gpu() -> bool:
+    """Whether there is a GPU that TensorFlow sees."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def _dots(vectors: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """v·x of a row's cells, `[B, L]`. oneDNN, which `tf.linalg.matvec` comes to on a CPU, takes half as long again."""
-    if tf.config.list_physical_devices("GPU"):
+    if on_gpu():
         return tf.linalg.matvec(vectors, x)
     return tf.raw_ops.BatchMatMulV3(x=vectors, y=x[..., tf.newaxis], Tout=tf.float32)[..., 0]
 

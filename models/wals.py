@@ -49,10 +49,6 @@ def _draws(shape: tf.Tensor, seed: tf.Tensor, stddev: tf.Tensor) -> tf.Tensor:
     return tf.random.stateless_normal(shape, seed, stddev=stddev)
 
 
-def _on_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
 def _sum_of_cells(columns: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
     """Σ of `numbers` `[B, L]` over the observed cells: rows in float32, their sum in float64."""
     of_rows = tf.reduce_sum(tf.where(columns >= 0, numbers, 0.0), axis=1)
@@ -352,7 +348,7 @@ class WALS(FoldsIn):
 
     def on_numba(self) -> bool:
         """Whether the kernels train, and not TensorFlow's operations."""
-        return self.backend == "numba" or (self.backend == "auto" and not _on_gpu())
+        return self.backend == "numba" or (self.backend == "auto" and not _als_graph.on_gpu())
 
     def solve(self, rows: PaddedRows, own: np.ndarray, other: tf.Tensor, gram: np.ndarray, size: int) -> Solved:
         """Solves batches of rows into `own`, one after the other; see `_als_kernels.solve_rows`.
@@ -448,7 +444,7 @@ class WALS(FoldsIn):
         """
         start = tf.ensure_shape(start, [None, self.embedding_dim])
         size, length = tf.unstack(tf.shape(columns))
-        rows = size if _on_gpu() else tf.maximum(1, CACHED_NUMBERS // (length * self.embedding_dim))
+        rows = size if _als_graph.on_gpu() else tf.maximum(1, CACHED_NUMBERS // (length * self.embedding_dim))
         count = -(-size // rows)
         solved = tf.TensorArray(tf.float32, count, element_shape=[None, self.embedding_dim], infer_shape=False)
         observed = tf.TensorArray(tf.float64, count, element_shape=[])
