@@ -52,6 +52,18 @@ def say(found: Any) -> None:
     os._exit(0)
 
 
+def through(step: Callable[[Any], Any], ready: Sequence[Any]) -> Callable[[], float]:
+    """Goes through batches that are ready, a step each; returns seconds a step."""
+
+    def run() -> float:
+        started = time.perf_counter()
+        for one in ready:
+            step(one)
+        return (time.perf_counter() - started) / len(ready)
+
+    return run
+
+
 def replica_steps(strategy: Any, model: tf.keras.Model, batches: Batches, steps: int) -> Callable[[], float]:
     """Takes that many steps with the other replicas, on batches that are ready; returns seconds a step."""
 
@@ -61,15 +73,7 @@ def replica_steps(strategy: Any, model: tf.keras.Model, batches: Batches, steps:
 
     parts = iter(strategy.distribute_datasets_from_function(part))
     step = tf.function(lambda one: strategy.run(model.train_step, args=(one,)), reduce_retracing=True)
-    ready = [next(parts) for _ in range(steps)]
-
-    def run() -> float:
-        started = time.perf_counter()
-        for one in ready:
-            step(one)
-        return (time.perf_counter() - started) / steps
-
-    return run
+    return through(step, [next(parts) for _ in range(steps)])
 
 
 def server_steps(strategy: Any, model: tf.keras.Model, batches: Batches, steps: int) -> Callable[[], float]:

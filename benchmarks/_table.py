@@ -80,6 +80,15 @@ def print_table(rows: Sequence[dict[str, Any]], further: Sequence[str]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def ended(rows: Sequence[dict[str, Any]], text: str, further: Sequence[str] = (), file: Path | None = None) -> int:
+    """Prints the rows, `text` above them, and writes them to `file`, if there is one; the exit code."""
+    if file:
+        write_rows(file, rows)
+    print(f"\n{text}\n")
+    print_table(rows, further)
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
 def tell(
     a: argparse.Namespace,
     of_source: Callable[[str, argparse.Namespace], Sequence[dict[str, Any]]],
@@ -96,6 +105,4 @@ def tell(
     except ShortlistError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{text}\n")
-    print_table(rows, further)
-    return 0 if all(row["ok"] for row in rows) else 1
+    return ended(rows, text, further)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _events import write
-from _table import parsed, peak, plain_parser, print_table, start_peak, write_rows
+from _table import ended, parsed, peak, plain_parser, start_peak, write_rows
 
 QUICK: dict[str, Any] = {"rows": [100_000]}
 FLAGS = ("direct_running_mode=multi_processing", "direct_num_workers=2")
@@ -144,9 +144,9 @@ def main(argv: list[str]) -> int:
         rows += rows_of(number, a)
         if a.json:
             write_rows(a.json, rows)
-    print("\nBeam's direct runner, two worker processes, beside the local engine. `ok` of a step: equal artifacts.\n")
-    print_table(rows, ())
-    return 0 if all(row["ok"] for row in rows) else 1
+    return ended(
+        rows, "Beam's direct runner, two worker processes, beside the local engine. `ok` of a step: equal artifacts."
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import _events
 import numpy as np
-from _table import parsed, peak, plain_parser, print_table, start_peak, write_rows
+from _table import ended, parsed, peak, plain_parser, start_peak
 
 BAR, MEMORY = 0.8, 8.0
 QUICK = {"rows": [200_000, 400_000]}
@@ -177,13 +177,9 @@ def main(argv: list[str]) -> int:
     for rows in a.rows:
         found.append(measure(rows, a.workdir))
         print(found[-1], file=sys.stderr)
-    rows = table(found)
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\n{os.cpu_count()} CPUs; the two-tower: {SETTINGS}\n")
-    print_table(rows, ())
+    code = ended(table(found), f"{os.cpu_count()} CPUs; the two-tower: {SETTINGS}", file=a.json)
     tell_steps(found)
-    return 0 if all(row["ok"] for row in rows) else 1
+    return code
 
 
 if __name__ == "__main__":

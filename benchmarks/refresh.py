@@ -25,7 +25,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _table import add_numbers, parsed, plain_parser, print_table, write_rows
+from _table import add_numbers, ended, parsed, plain_parser
 
 QUICK = {"items": 2_000, "users": 300, "new": 100, "removed": 50, "rounds": 1}
 BAR = 30.0  # seconds
@@ -232,11 +232,8 @@ def main(argv: list[str]) -> int:
     case = f"seconds: {a.new:,} new and {a.removed:,} removed, {a.items:,} items"
     rows = [{"case": case, "ours": median, "peer": None, "ratio": None, "bar": BAR, "ok": median <= BAR}]
     rows += checks(a, run, changed)
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\n{os.cpu_count()} cores. Seconds: the median of {', '.join(f'{s:.1f}' for s in seconds)}.\n")
-    print_table(rows, [])
-    return 0 if all(row["ok"] for row in rows) else 1
+    text = f"{os.cpu_count()} cores. Seconds: the median of {', '.join(f'{s:.1f}' for s in seconds)}."
+    return ended(rows, text, file=a.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import json
 import numpy as np
 import tensorflow as tf
 from _processes import joined, replica_steps, say, server_steps, together, traffic
-from _table import parsed, plain_parser, print_table, write_rows
+from _table import ended, parsed, plain_parser
 
 from shortlist.components._cluster import ClusterConfig
 from shortlist.components._training import divide_cpu
@@ -274,11 +274,7 @@ def main(argv: list[str]) -> int:
         for replicas in a.replicas:
             if name != "multi_worker" or replicas > 1:
                 rows += rows_of(name, replicas, a.cases)
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\nBatches of {BATCH}; KB.\n")
-    print_table(rows, ())
-    return 0 if all(row["ok"] for row in rows) else 1
+    return ended(rows, f"Batches of {BATCH}; KB.", file=a.json)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _table import add_numbers, parsed, plain_parser, print_table, write_rows
+from _table import add_numbers, ended, parsed, plain_parser
 
 QUICK = {"items": 2_000, "candidates": 50, "seconds": 10, "requests": 3_000, "first": 1_000}
 MEMORY_BAR, PAGE_BAR = 30.0, 300.0
@@ -358,11 +358,7 @@ def main(argv: list[str]) -> int:
         raise SystemExit(f"A browser must be on the PATH: {', '.join(BROWSERS)}.")
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(a, Path(folder), browser)
-    if a.json:
-        write_rows(a.json, rows)
-    print("\nbar: the most that ours may be.\n")
-    print_table(rows, ["apart"])
-    return 0 if all(r["ok"] for r in rows) else 1
+    return ended(rows, "bar: the most that ours may be.", ["apart"], a.json)
 
 
 if __name__ == "__main__":

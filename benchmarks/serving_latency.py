@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from _table import add_numbers, parsed, plain_parser, print_table, write_rows
+from _table import add_numbers, ended, parsed, plain_parser
 
 QUICK = {"items": [10_000], "batch": [1, 8], "calls": 20, "requests": 300}
 BAR, MEMORY_BAR = 1.3, 20.0
@@ -229,11 +229,8 @@ def main(argv: list[str]) -> int:
                 last = memory(task, a.requests)
             del task
     rows.append(last)
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\n{a.threads} threads. peer: the sum of the parts; bar: the most that the ratio, or ours in MB, may be.\n")
-    print_table(rows, ["apart: retrieve is ours without ranking"])
-    return 0 if all(row["ok"] for row in rows) else 1
+    text = f"{a.threads} threads. peer: the sum of the parts; bar: the most that the ratio, or ours in MB, may be."
+    return ended(rows, text, ["apart: retrieve is ours without ranking"], a.json)
 
 
 if __name__ == "__main__":

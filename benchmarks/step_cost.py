@@ -31,8 +31,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
 import tensorflow as tf
-from _processes import joined, replica_steps, say, server_steps, together
-from _table import add_numbers, parsed, plain_parser, print_table, write_rows
+from _processes import joined, replica_steps, say, server_steps, through, together
+from _table import add_numbers, ended, parsed, plain_parser
 
 from shortlist.components._cluster import ClusterConfig
 from shortlist.components._examples import NextItemExamples
@@ -112,16 +112,7 @@ MODELS: dict[str, tuple[Callable[[int], tf.keras.Model], Callable[..., tf.data.D
 
 def stepper(model: tf.keras.Model, batch: Iterator[Any], steps: int) -> Callable[[], float]:
     """Seconds of a step, over the next `steps` batches; the first call also traces."""
-    step = tf.function(model.train_step, reduce_retracing=True)
-    ready = [next(batch) for _ in range(steps)]
-
-    def run() -> float:
-        started = time.perf_counter()
-        for one in ready:
-            step(one)
-        return (time.perf_counter() - started) / steps
-
-    return run
+    return through(tf.function(model.train_step, reduce_retracing=True), [next(batch) for _ in range(steps)])
 
 
 def drawn(batches: Iterator[Any], steps: int) -> float:
@@ -203,11 +194,8 @@ def main(argv: list[str]) -> int:
     for name in a.models if a.strategy == "none" else ():
         rows += measure(name, a)
         print(rows[-2:], file=sys.stderr)
-    if a.json:
-        write_rows(a.json, rows)
-    print(f"\nBatches of {BATCH}; {os.cpu_count()} CPUs, shared by the threads of TensorFlow.\n")
-    print_table(rows, ())
-    return 0 if all(row["ok"] for row in rows) else 1
+    text = f"Batches of {BATCH}; {os.cpu_count()} CPUs, shared by the threads of TensorFlow."
+    return ended(rows, text, file=a.json)
 
 
 if __name__ == "__main__":
