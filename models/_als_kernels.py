@@ -30,8 +30,8 @@ from shortlist.models._wals import PaddedRows
 
 GATHERED = 64
 """Cells that are added to a system at once."""
-NEAR = 32
-"""Cells whose vectors are still in the nearest cache when they are needed again."""
+NEAR = 8192
+"""Numbers of the vectors that are still in the nearest cache when they are needed again (32 KB)."""
 AHEAD = 16
 """Cells between the one whose vector is read for the first time and that whose vector is fetched meanwhile."""
 FAR = 2**21
@@ -275,7 +275,8 @@ def _cg(
     most = _longest(ids, starts)
     scores, change = np.empty((TILE, most), np.float32), np.empty(most, np.float32)
     wanted, excess = np.empty((TILE, most), np.float32), np.empty((TILE, most), np.float32)
-    coefficient = np.empty(NEAR, np.float32)
+    cells = max(TILE, NEAR // dim // TILE * TILE)
+    coefficient = np.empty(cells, np.float32)
     observed = 0.0
     group = 0
     while group < len(ids):
@@ -292,8 +293,8 @@ def _cg(
             for k in range(high - low):
                 c = _at(weights, low + k)
                 wanted[i, k], excess[i, k] = c * _at(targets, low + k), c - w0
-            for first in range(low, high, NEAR):
-                last = min(first + NEAR, high)
+            for first in range(low, high, cells):
+                last = min(first + cells, high)
                 near = scores[i, first - low : last - low]
                 _first_dots(other, columns[first:], p[i], near)
                 a, b = wanted[i, first - low : last - low], excess[i, first - low : last - low]
@@ -311,8 +312,8 @@ def _cg(
                 product = q[i, :dim]
                 add_scaled(product, ridge[group + i], p[i])
                 curvature = dot(p[i], product)  # pᵀ A p, for which the cells' part of A p is not needed
-                for first in range(low, high, NEAR):
-                    last = min(first + NEAR, high)
+                for first in range(low, high, cells):
+                    last = min(first + cells, high)
                     near = change[first - low : last - low]
                     _dots(other, columns[first:last], p[i], near)
                     b = excess[i, first - low : last - low]
