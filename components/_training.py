@@ -208,6 +208,8 @@ def _joined(cluster: Cluster, folder: Path) -> Any:
         server = tf.distribute.Server(resolver.cluster_spec(), cluster.job, cluster.index, protocol="grpc")
         (folder / READY).touch()
         server.join()
+    # Keras says so once an epoch of a model whose loss is the last step's, which it is under every strategy.
+    tf.get_logger().addFilter(lambda record: "Could not get Model metric results" not in record.getMessage())
     partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(
         cluster.config.min_shard_bytes, max_shards=len(cluster.jobs["ps"])
     )

@@ -24,6 +24,7 @@ from shortlist.models._requests import (
     as_wide,
     best_rows,
     counts,
+    kept,
     same_batch,
     width_of,
 )
@@ -263,21 +264,15 @@ class Servable(tf.Module):
         stamps = tf.concat([stamp, own_time], axis=1)
         own_weight = given[self.weight_name] if self.weight_name else absent(history, tf.float32)
         weights = tf.concat([tf.gather(self.stored_weight, position), own_weight], axis=1)
-        query = {
-            "user": users,
-            "history": tf.ragged.boolean_mask(rows, keep).to_tensor(),
-            "history_time": tf.ragged.boolean_mask(stamps, keep).to_tensor(),
-            "history_weight": tf.ragged.boolean_mask(weights, keep).to_tensor(),
-            "time": time,
-        }
+        names = "history", "history_time", "history_weight"
+        query = {"user": users, "time": time, **dict(zip(names, kept(keep, rows, stamps, weights), strict=True))}
         if "impressions" in given:
             shown, shown_time = self.item_rows(given["impressions"]), given["impressions_time"]
             shown_time = tf.where(shown_time == ABSENT, time[:, tf.newaxis], shown_time)
             shown_rows = tf.concat([stored, shown], axis=1)
             ignored = tf.concat([inside & ~watched, shown >= FIRST_ID], axis=1)
             shown_stamps = tf.concat([stamp, shown_time], axis=1)
-            query["impressions"] = tf.ragged.boolean_mask(shown_rows, ignored).to_tensor()
-            query["impressions_time"] = tf.ragged.boolean_mask(shown_stamps, ignored).to_tensor()
+            query["impressions"], query["impressions_time"] = kept(ignored, shown_rows, shown_stamps)
         query |= self.reader(given, users, time)
         quotas = {}
         for name, most in self.shortlist.quota.items():
@@ -327,17 +322,18 @@ class Servable(tf.Module):
 
         What is ranked has expected watch times, and reasons.
         """
-        size, k = self.shortlist.size, request.k[:, tf.newaxis]
+        k, widest = request.k[:, tf.newaxis], width_of(request.k)
+        diverse, asked = tf.reduce_any(request.diversity > 0), tf.minimum(widest, self.shortlist.size)
+        size = tf.where(diverse, self.shortlist.size, asked)  # what diversity chooses from, else what is asked for
         key, order = tf.math.top_k(tf.where(items >= FIRST_ID, key, -np.inf), size)
         best = tf.gather(items, order, batch_dims=1)
         length = tf.reduce_sum(tf.cast(best >= FIRST_ID, tf.int32), axis=1, keepdims=True)  # [B, 1]
-        widest = width_of(request.k)
 
         def diversified() -> list[tf.Tensor]:
-            turn = mmr_order(best, self.alike, request.diversity, tf.minimum(widest, size))
+            turn = mmr_order(best, self.alike, request.diversity, asked)
             return [tf.gather(values, turn, batch_dims=1) for values in (best, key, order)]
 
-        best, key, order = tf.cond(tf.reduce_any(request.diversity > 0), diversified, lambda: [best, key, order])
+        best, key, order = tf.cond(diverse, diversified, lambda: [best, key, order])
 
         def following() -> tf.Tensor:
             scores = among(self.shortlist.order(proposals), request.only)

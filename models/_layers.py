@@ -80,27 +80,29 @@ class QuantileNormalization(tf.keras.layers.Layer):
             weight.assign(value.astype(np.float32))  # what servers share converts nothing
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        values = tf.transpose(tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features]))  # [F, M]
+        values = tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features])  # [M, F]
         grid, cells, lines = (tf.convert_to_tensor(table) for table in (self.grid, self.cells, self.cell_lines))
-        place = tf.cast(tf.clip_by_value((values - grid[:, :1]) * grid[:, 1:], 0.0, CELLS - 1.0), tf.int32)
-        place = tf.maximum(place, 0) + CELLS * tf.range(self.num_features)[:, tf.newaxis]  # of NaN it was negative
+        place = tf.cast(tf.clip_by_value((values - grid[:, 0]) * grid[:, 1], 0.0, CELLS - 1.0), tf.int32)
+        place = tf.maximum(place, 0) + CELLS * tf.range(self.num_features)  # of NaN it was negative
         first, second = _pairs(cells, place)
         line = 3 * place + tf.cast(values >= first, tf.int32) + tf.cast(values >= second, tf.int32)
         share, slope = _pairs(lines, line)
         share += (values - first) * slope
         unknown = tf.math.is_nan(share)  # crowded cells, NaN and infinity
         share = tf.cond(tf.reduce_any(unknown), lambda: self._searched(values, share, unknown), lambda: share)
-        return tf.reshape(tf.transpose(share), tf.shape(inputs))
+        return tf.reshape(share, tf.shape(inputs))
 
     def _searched(self, values: tf.Tensor, share: tf.Tensor, unknown: tf.Tensor) -> tf.Tensor:
-        """`share` `[F, M]` with what is `unknown` found by a search among all edges of its column."""
-        rows = tf.where(tf.reduce_any(unknown, axis=1))  # [R, 1]
-        tensors = values, share, unknown, self.edges, self.lines
-        values, own, unknown, edges, lines = (tf.gather_nd(x, rows) for x in tensors)
+        """`share` `[M, F]` with what is `unknown` found by a search among all edges of its column."""
+        columns = tf.where(tf.reduce_any(unknown, axis=0))  # [R, 1]
+        by_column = tf.transpose(share)  # [F, M]
+        tensors = tf.transpose(values), by_column, tf.transpose(unknown), self.edges, self.lines
+        values, own, unknown, edges, lines = (tf.gather_nd(x, columns) for x in tensors)
         line = tf.searchsorted(edges, values, side="right")
         start, slope, found = tf.unstack(tf.gather(lines, line, batch_dims=1), axis=-1)
         found += tf.math.multiply_no_nan(values - start, slope)
-        return tf.tensor_scatter_nd_update(share, rows, tf.where(unknown, found, own))
+        found = tf.tensor_scatter_nd_update(by_column, columns, tf.where(unknown, found, own))
+        return tf.transpose(found)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}

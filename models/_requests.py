@@ -27,6 +27,13 @@ def as_wide(values: tf.Tensor, width: tf.Tensor, filling: int = ABSENT) -> tf.Te
     return tf.pad(values, lacking, constant_values=tf.constant(filling, values.dtype))[:, :width]
 
 
+def kept(keep: tf.Tensor, *tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Of each tensor `[B, S]` what bool `keep` `[B, S]` holds, in its order, and 0 to the right of it: `[B, W]`."""
+    width = tf.shape(keep)[1]
+    place = tf.ragged.boolean_mask(tf.broadcast_to(tf.range(width), tf.shape(keep)), keep).to_tensor(width)
+    return [tf.gather(tf.pad(x, [[0, 0], [0, 1]]), place, batch_dims=1) for x in tensors]
+
+
 def counts(k: tf.Tensor, default: int, rows: int) -> tf.Tensor:
     """What `k` asks for of a table with that many rows, the reserved ones included."""
     return tf.clip_by_value(tf.where(k == ABSENT, default, k), 0, rows - FIRST_ID)

@@ -1,4 +1,4 @@
-"""`masked_top_k`: any k, any number of exclusions, never a reserved or an excluded item."""
+"""`masked_top_k`: any k, any number of exclusions, never a reserved or an excluded item; and what a request keeps."""
 
 import re
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist.models._base import masked_top_k, register
+from shortlist.models._requests import kept
 from shortlist.models.popularity import Popularity
 
 
@@ -79,3 +80,16 @@ def test_a_registered_name_belongs_to_one_class() -> None:
     taken = re.escape("`name` must be new. Received: 'popularity', which is shortlist.models.popularity.Popularity.")
     with pytest.raises(ValueError, match=taken):
         register(Popularity.registered_name)(type("Other", (tf.keras.Model,), {}))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 0), (0, 4), (1, 1)])
+def test_what_is_kept_keeps_its_order(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    keep, rows, times = rng.random(shape) < 0.5, rng.integers(2, 90, shape), rng.random(shape)
+    wide = max([0, *keep.sum(axis=1)])
+    found = kept(*map(tf.constant, (keep, rows, times)))
+    for values, own in zip((rows, times), found, strict=True):
+        expected = np.zeros((shape[0], wide), values.dtype)
+        for row in range(shape[0]):
+            expected[row, : keep[row].sum()] = values[row, keep[row]]
+        np.testing.assert_array_equal(own, expected)
