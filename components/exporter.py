@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,16 +135,24 @@ class Exporter(Component):
 
     def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:
         """Writes what the saved model answers, in the form of TF Serving's REST requests by columns and as its logs."""
+
+        def answers(name: str) -> list[dict[str, np.ndarray]]:
+            found = []
+            for request in inputs[name]:
+                found.append(answer(signatures[name], request))
+                advance(1)
+            return found
+
+        # TensorFlow looks through a whole graph at its first request, on one core.
+        with progress("recorded requests", sum(map(len, inputs.values()))) as advance, ThreadPoolExecutor() as pool:
+            answered = dict(zip(inputs, pool.map(answers, inputs), strict=True))
         records, logs = [], []
-        with progress("recorded requests", sum(map(len, inputs.values()))) as advance:
-            for name, requests in inputs.items():
-                for request in requests:
-                    found = answer(signatures[name], request)
-                    outputs = {key: value.tolist() for key, value in found.items()}
-                    records.append({"signature_name": name, "inputs": request, "outputs": outputs})
-                    given = {key: value.numpy() for key, value in tensors(signatures[name], request).items()}
-                    logs.append(log_record(self.config.name, name, given, found))
-                    advance(1)
+        for name, requests in inputs.items():
+            for request, found in zip(requests, answered[name], strict=True):
+                outputs = {key: value.tolist() for key, value in found.items()}
+                records.append({"signature_name": name, "inputs": request, "outputs": outputs})
+                given = {key: value.numpy() for key, value in tensors(signatures[name], request).items()}
+                logs.append(log_record(self.config.name, name, given, found))
         write_logs(out / "saved_model" / WARMUP, logs[:LIMIT])
         types = {
             name: {key: spec.dtype.name for key, spec in signatures[name].structured_input_signature[1].items()}

@@ -4,6 +4,7 @@ Ids inside a model are int32 rows of its tables. Behind a `Transform`, row 0 is 
 vocabulary"; both are masked whenever items are recommended.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -155,12 +156,26 @@ def masked_top_k(
       `items` int32 `[B, k]` and `scores` float `[B, k]`, best first, ties by the lower row. Where fewer than k items
       are left, the rest is item 0 (or −1 when `first_id` is 0) with score −∞.
     """
-    scores, k = tf.convert_to_tensor(scores), tf.convert_to_tensor(k)
+    scores = tf.convert_to_tensor(scores)
+    exclude = tf.zeros([tf.shape(scores)[0], 0], tf.int32) if exclude is None else tf.cast(exclude, tf.int32)
+    items, values = _shared_top_k(scores.dtype, first_id)(scores, k, exclude)
+    shape = [scores.shape[0], k if isinstance(k, int) else None]
+    return tf.ensure_shape(items, shape), tf.ensure_shape(values, shape)
+
+
+@functools.cache
+def _shared_top_k(dtype: tf.DType, first_id: int) -> Any:
+    """One function for all graphs that ask for it, so that a bundle has it once: to trace, to save and to load."""
+    scores, others = (tf.TensorSpec([None, None], kind) for kind in (dtype, tf.int32))
+    call = functools.partial(_masked_top_k, first_id=first_id)
+    return tf.function(call, [scores, tf.TensorSpec([], tf.int32), others], autograph=False)
+
+
+def _masked_top_k(scores: tf.Tensor, k: tf.Tensor, exclude: tf.Tensor, first_id: int) -> tuple[tf.Tensor, tf.Tensor]:
     rows, size = tf.shape(scores)[0], tf.shape(scores)[1]
     low = tf.constant(-np.inf, scores.dtype)
     never = tf.broadcast_to(tf.range(-1, first_id), [rows, first_id + 1])  # with one of padding, so that it isn't empty
-    if exclude is not None:
-        never = tf.concat([never, tf.cast(exclude, tf.int32)], axis=1)  # [B, E]
+    never = tf.concat([never, exclude], axis=1)  # [B, E]
     enough, least = k + tf.shape(never)[1], tf.minimum(k, size)
 
     where = tf.boolean_mask(cell_indices(never), (never >= 0) & (never < size))  # [N, 2]
