@@ -1,6 +1,8 @@
 """The best unseen items of many queries over the whole catalogue, where a score is a dot product."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
 import numpy as np
@@ -8,7 +10,9 @@ import numpy as np
 from shortlist import ShortlistError
 
 ROWS, COLUMNS = 256, 8192
-"""Queries and items of one product: what a thread holds of the scores, 8 MiB, whatever their numbers."""
+"""Queries and items of one product, at most: what a thread holds of the scores, 8 MiB, whatever their numbers."""
+EVEN = 16
+"""Queries of a block are a multiple of it, so that products of fewer rows are computed like those of more."""
 STRIDE = 32
 """Scores that are compared with the worst of the best so far before any of them is looked at alone."""
 GROUP = 8
@@ -50,44 +54,62 @@ def top_k(
     Raises:
       ShortlistError: if a score is not a number.
     """
-    import threadpoolctl
-
     queries, items = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(items, np.float32)
     offsets, exclude_items = exclude_offsets.astype(np.int64), np.asarray(exclude_items, np.int32)
     best = np.zeros((len(queries), k), np.int32)
-    starts = range(0, len(queries), ROWS)
+    threads = numba.get_num_threads()
+    blocks = max(threads, -(-len(queries) // (ROWS * threads)) * threads)  # as many for each thread
+    size = -(-len(queries) // (blocks * EVEN)) * EVEN
+    spare = [np.empty((size, min(COLUMNS, len(items))), np.float32) for _ in range(threads)]
 
     def block(start: int) -> None:
-        rows = slice(start, min(start + ROWS, len(queries)))
+        rows = slice(start, min(start + size, len(queries)))
         bounds = offsets[rows.start : rows.stop + 1]
-        heap = _best_of(queries[rows], items, k, bounds - bounds[0], exclude_items[bounds[0] : bounds[-1]], first_id)
-        if heap is None:
+        excluded = exclude_items[bounds[0] : bounds[-1]]
+        memory = spare.pop()
+        heap, bad = _best_of(queries[rows], items, k, bounds - bounds[0], excluded, first_id, memory)
+        spare.append(memory)
+        if bad >= 0:
             raise ShortlistError(
                 f"`{name}` scores items with NaN, so they have no order. Train it with a smaller learning rate "
-                f"or more regularization. Received: NaN among queries {rows.start} to {rows.stop - 1}."
+                f"or more regularization. Received: NaN for query {start + bad}."
             )
         best[rows] = np.where(heap == EMPTY, 0, LOW - (heap & LOW))
 
-    with threadpoolctl.threadpool_limits(1, "blas"), ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        for _ in pool.map(block, starts):
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(block, range(0, len(queries), max(size, 1))):
             pass
     return best
 
 
+@functools.cache
+def _libraries() -> Any:
+    """What limits the threads of NumPy's products; looking for its library takes milliseconds."""
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController()
+
+
 def _best_of(
-    queries: np.ndarray, items: np.ndarray, k: int, offsets: np.ndarray, excluded: np.ndarray, first_id: int
-) -> np.ndarray | None:
-    """The keys (see `_take`) of the best, int64 `[B, k]`, largest first, or None at a NaN."""
+    queries: np.ndarray,
+    items: np.ndarray,
+    k: int,
+    offsets: np.ndarray,
+    excluded: np.ndarray,
+    first_id: int,
+    memory: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """The keys (see `_take`) of the best, int64 `[B, k]`, largest first, and the row of a NaN or −1; `memory` is for
+    scores."""
     owner = np.repeat(np.arange(len(queries), dtype=np.int64), np.diff(offsets))
     excluded = np.sort(owner << 32 | excluded) & LOW  # ascending in each row
     place = offsets[:-1].copy()
     heap = np.full((len(queries), k), EMPTY)
     worst = np.full(len(queries), -np.inf, np.float32)
-    memory = np.empty((len(queries), min(COLUMNS, len(items))), np.float32)
     for first in range(0, len(items), COLUMNS):
         part = items[first : first + COLUMNS]
         with np.errstate(invalid="ignore"):  # the kernel sees to it
-            scores = np.matmul(queries, part.T, out=memory[:, : len(part)])
+            scores = np.matmul(queries, part.T, out=memory[: len(queries), : len(part)])
         scores[:, : max(first_id - first, 0)] = -np.inf
         _mask(scores, first, excluded, place, offsets[1:])
         groups = len(part) // GROUP
@@ -95,9 +117,10 @@ def _best_of(
             largest = scores[:, : groups * GROUP].reshape(len(scores), GROUP, groups).max(axis=1)
             bound = np.partition(largest, groups - k, axis=1)[:, groups - k]
             worst = np.nextafter(bound, np.float32(-np.inf))  # what equals the bound is taken
-        if not _take(scores, scores.view(np.int32), first, heap, worst):
-            return None
-    return np.sort(heap, axis=1)[:, ::-1]
+        bad = _take(scores, scores.view(np.int32), first, heap, worst)
+        if bad >= 0:
+            return heap, bad
+    return np.sort(heap, axis=1)[:, ::-1], -1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -121,8 +144,8 @@ def _mask(scores: np.ndarray, first: int, excluded: np.ndarray, place: np.ndarra
 
 
 @numba.njit(nogil=True, cache=True)
-def _take(scores: np.ndarray, bits: np.ndarray, first: int, heap: np.ndarray, worst: np.ndarray) -> bool:
-    """Takes a block of scores into the heaps; returns False at a NaN.
+def _take(scores: np.ndarray, bits: np.ndarray, first: int, heap: np.ndarray, worst: np.ndarray) -> int:
+    """Takes a block of scores into the heaps; returns the row of a NaN, or −1 without one.
 
     A key is one int64 that orders by score, then by the lower item: the float's bits above (of a negative one all but
     the sign turned, so that they ascend), the item's complement below.
@@ -151,7 +174,7 @@ def _take(scores: np.ndarray, bits: np.ndarray, first: int, heap: np.ndarray, wo
                 if score <= low:
                     continue
                 if np.isnan(score):
-                    return False
+                    return r
                 high = np.int64(bits[r, c]) if score != 0 else np.int64(0)  # −0 equals 0
                 key = ((high if high >= 0 else high ^ 0x7FFFFFFF) << 32) | (LOW - (first + c))
                 place, child = 0, 1
@@ -168,4 +191,4 @@ def _take(scores: np.ndarray, bits: np.ndarray, first: int, heap: np.ndarray, wo
                     top[0] = high if high >= 0 else high ^ 0x7FFFFFFF
                     low = max(low, top_score[0])
         worst[r] = low
-    return True
+    return -1

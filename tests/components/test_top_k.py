@@ -72,12 +72,11 @@ def test_nan_is_refused_by_name_wherever_it_stands(row: int, column: int) -> Non
     q, v = rng.random((701, 4)), rng.random((5000, 4))
     v[column, 1] = np.nan
     none = np.zeros(702, int), np.zeros(0, np.int32)
-    with pytest.raises(ShortlistError, match=r"^`wals` scores items with NaN.*NaN among queries 0 to 255\.$"):
+    with pytest.raises(ShortlistError, match=r"^`wals` scores items with NaN.*NaN for query 0\.$"):
         top_k(q, v, 3, *none, name="wals")
     v[column], q[0, 0] = np.inf, 0
-    with pytest.raises(ShortlistError, match=r"NaN among queries 0 to 255\.$"):  # 0 · ∞
+    with pytest.raises(ShortlistError, match=r"NaN for query 0\.$"):  # 0 · ∞
         top_k(q, v, 3, *none, name="wals")
     v[column], q[row, 2] = 0, np.nan
-    first = row // 256 * 256
-    with pytest.raises(ShortlistError, match=f"NaN among queries {first} to {min(first + 255, 700)}"):
+    with pytest.raises(ShortlistError, match=rf"NaN for query {row}\.$"):
         top_k(q, v, 3, *none, name="wals")
