@@ -46,18 +46,10 @@ class InfraValidator(Component):
     def run(self, out: Path, bundle: Bundle) -> None:
         """See `InfraBlessing` for what is written."""
         started = time.time()
-        notes: list[str] = []
-        requests, reasons = 0, read_records(bundle.uri)[1][:SHOWN]
+        requests, notes = 0, list[str]()
+        reasons = read_records(bundle.uri)[1][:SHOWN]
         if not reasons:  # of files that are not those that were written nothing is loaded
-            with ThreadPoolExecutor(1) as pool:  # each takes seconds to load it, on one core mostly
-                in_c = pool.submit(self._run_in_c, bundle.uri)
-                reasons, requests = self._replay(bundle.uri)
-                if not reasons:
-                    try:
-                        reasons = _against(in_c.result(), requests)
-                        notes += ["A program of TensorFlow's C API answered too."] if not reasons else []
-                    except CannotCompile as error:
-                        notes.append(f"Not replayed by a C program: {error}.")
+            requests, notes, reasons = self._replays(bundle.uri)
         blessing = {
             "blessed": not reasons,
             "reasons": reasons,
@@ -66,6 +58,19 @@ class InfraValidator(Component):
             "seconds": round(time.time() - started, 2),
         }
         (out / "blessing.json").write_text(json.dumps(blessing, indent=2))
+
+    def _replays(self, bundle: Path) -> tuple[int, list[str], list[str]]:
+        """What `run` writes of both replays: requests, notes and reasons."""
+        with ThreadPoolExecutor(1) as pool:  # each takes seconds to load it, on one core mostly
+            in_c = pool.submit(self._run_in_c, bundle)
+            reasons, requests = self._replay(bundle)
+            if reasons:
+                return requests, [], reasons
+            try:
+                reasons = _against(in_c.result(), requests)
+            except CannotCompile as error:
+                return requests, [f"Not replayed by a C program: {error}."], []
+            return requests, [] if reasons else ["A program of TensorFlow's C API answered too."], reasons
 
     def _replay(self, bundle: Path) -> tuple[list[str], int]:
         modules = json.dumps([path for path in sys.path if path])
