@@ -18,11 +18,11 @@ SHOWN = 10  # reasons
 
 
 class Hidden(importlib.abc.MetaPathFinder):
-    """Makes shortlist impossible to import."""
+    """Makes shortlist impossible to import, and Keras too, whose folder TensorFlow looks for and can do without."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.split(".")[0] == "shortlist":
-            raise ImportError("shortlist is hidden")
+        if name.split(".")[0] == "shortlist" or name.startswith(("keras.", "tf_keras.")):
+            raise ImportError(f"{name.split('.')[0]} is hidden")
 
 
 def fingerprints(bundle: Path) -> dict[str, dict[str, Any]]:

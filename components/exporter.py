@@ -74,6 +74,7 @@ class Exporter(Component):
                 f"Received: {', '.join(sources)}."
             )
         data = EncodedData(encoded)
+        scorer = tf.saved_model.load(str(ranker / "serving"))
         first_stage = build_shortlist(data, sources, parse(ShortlistConfig, info["shortlist"], "the candidates"))
         if first_stage.features.names != info["feature_names"]:
             other = sorted(set(first_stage.features.names) ^ set(info["feature_names"]))
@@ -93,7 +94,7 @@ class Exporter(Component):
             file.write_text("".join(f"{line}\n" for line in titles), "utf-8")
             servable = Servable(
                 first_stage,
-                tf.saved_model.load(str(ranker / "serving")),
+                scorer,
                 item_file=str(encoded / "items.txt"),
                 user_file=str(encoded / "users.txt"),
                 title_file=str(file),
@@ -106,7 +107,10 @@ class Exporter(Component):
                 ranker_rows=_rows_of(ranker, ids),
                 unit=learned["unit"] if learned else None,
             )
-            tf.saved_model.save(servable, str(out / "saved_model"), signatures=servable.interface)
+            for loaded in (*first_stage.sources.values(), scorer):
+                forget_functions(loaded, keep="scores")
+            signatures = servable.interface
+            tf.saved_model.save(servable, str(out / "saved_model"), signatures=signatures)
         names = np.array(data.state["genres"], object)
         about = {
             "sources": list(sources),
@@ -116,7 +120,6 @@ class Exporter(Component):
         }
         genres = [names[row > 0].tolist() for row in data.items["genres"][2:]]
         write_catalogue(out / "saved_model", ids[2:].tolist(), titles, data.items["year"][2:].tolist(), genres, about)
-        signatures = tf.saved_model.load(str(out / "saved_model")).signatures
         features = servable.example_features
         defaults = {
             **dict.fromkeys([*features, "candidates", "item", "weights"], "absent"),
@@ -160,6 +163,20 @@ class Exporter(Component):
         }
         record = {"files": fingerprints(out), "signatures": sorted(inputs), "types": types, "requests": records}
         (out / RECORDS).write_text(json.dumps(record), "utf-8")
+
+
+def forget_functions(loaded: Any, keep: str) -> None:
+    """Takes the functions off a loaded object, and off those in it, but for its own of one name.
+
+    The signatures hold what they call of them. What is still there would be traced, saved and loaded once more.
+    """
+    import tensorflow as tf
+
+    for name, value in list(vars(loaded).items()):
+        if isinstance(value, tf.types.experimental.PolymorphicFunction) and name != keep:
+            delattr(loaded, name)
+        elif isinstance(value, tf.__internal__.tracking.AutoTrackable):
+            forget_functions(value, keep="")
 
 
 def _rows_of(ranker: Model, ids: np.ndarray) -> np.ndarray | None:

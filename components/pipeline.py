@@ -373,10 +373,17 @@ def _sources(modules: Sequence[str]) -> dict[str, str]:
         path = _file(name)
         if name in digests or path is None:
             continue
-        source = path.read_bytes()
-        digests[name] = hashlib.sha256(source).hexdigest()[:16]
-        stack += [found for found in _imports(source, name.rpartition(".")[0]) if found.startswith("shortlist.")]
+        digests[name], imported = _read(path, name.rpartition(".")[0])
+        stack += imported
     return digests
+
+
+@cache
+def _read(path: Path, package: str) -> tuple[str, list[str]]:
+    """The digest of a module's source, and the shortlist modules that it imports."""
+    source = path.read_bytes()
+    imported = [found for found in _imports(source, package) if found.startswith("shortlist.")]
+    return hashlib.sha256(source).hexdigest()[:16], imported
 
 
 def _file(module: str) -> Path | None:

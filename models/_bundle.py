@@ -26,6 +26,7 @@ from shortlist.models._requests import (
     counts,
     kept,
     same_batch,
+    signature,
     width_of,
 )
 from shortlist.models._shortlist import Proposals, Shortlist, among
@@ -125,12 +126,14 @@ class Servable(tf.Module):
         self.tables = [*vectors, shortlist.features.genres]  # [I, D] each, of length 1
         self.alike = self.tables[0]
         asked = {name: spec for name, (_, spec) in self._parts().items()}
-        self._recommended = tf.function(self._recommend, input_signature=[asked], autograph=False)
-        self.recommend = self._short(lambda given: self._recommended(self._completed(given)), EXCLUDE, K)
+        self._proposed = tf.function(self._propose, autograph=False).get_concrete_function(asked)
+        self._recommended = tf.function(self._recommend, autograph=False).get_concrete_function(asked)
+        self.serving_default = signature(self._serving_default, tf.TensorSpec([None], tf.string, "examples"))
+        self.recommend = self._short(self._recommended, EXCLUDE, K)
         self.retrieve = self._short(self._retrieve, EXCLUDE, K)
         self.rank = self._short(self._rank, CANDIDATES)
         if vectors:
-            self.similar_items = tf.function(self._similar_items, input_signature=[ITEM, K], autograph=False)
+            self.similar_items = signature(self._similar_items, ITEM, K)
         folding = [source for source in shortlist.sources.values() if hasattr(source, "retriever")]
         folding = [source.retriever for source in folding if hasattr(source.retriever, "fold_in_history")]
         if folding:
@@ -171,8 +174,7 @@ class Servable(tf.Module):
         """The features of an example that this graph reads; each may be left out, and any other is ignored."""
         return {name: feature for name, (feature, _) in self._parts().items()}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")], autograph=False)
-    def serving_default(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _serving_default(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         read = tf.io.parse_example(examples, self.example_features)
         given = {}
         for name, value in read.items():
@@ -186,29 +188,30 @@ class Servable(tf.Module):
         return self._recommended(given)
 
     def _short(self, function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec) -> Any:
-        """A signature of some of the inputs and the contexts."""
+        """A signature of some of the inputs and the contexts; the function is given the completed request."""
         contexts = [spec for name, (_, spec) in self.reader.features.items() if name.startswith("context_")]
-        asked = {spec.name: spec for spec in (USER, HISTORY, TIME, *contexts, *inputs)}
 
         def answer(user: tf.Tensor, **given: tf.Tensor) -> dict[str, tf.Tensor]:
             with tf.control_dependencies(same_batch(user, **given)):
-                return function({name: tf.identity(value) for name, value in {"user": user, **given}.items()})
+                given = {name: tf.identity(value) for name, value in {"user": user, **given}.items()}
+            others = {"candidates": given["candidates"]} if CANDIDATES in inputs else {}
+            return function(self._completed(given), **others)
 
-        return tf.function(answer, autograph=False).get_concrete_function(**asked)
+        return signature(answer, USER, HISTORY, TIME, *contexts, *inputs)
+
+    def _propose(self, given: Mapping[str, tf.Tensor]) -> tuple[Request, Proposals]:
+        request = self._request(given)
+        proposals = self.shortlist.propose(request.query, request.exclude, request.only, request.quotas)
+        return request, proposals
 
     def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        request = self._request(self._completed(given))
-        proposals = self._proposed(request)
+        request, proposals = self._proposed(given)
         return self._answer(request, proposals, *self.shortlist.cut(proposals)[:2])
 
-    def _proposed(self, request: Request) -> Proposals:
-        return self.shortlist.propose(request.query, request.exclude, request.only, request.quotas)
-
-    def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _rank(self, given: Mapping[str, tf.Tensor], candidates: tf.Tensor) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
-        request = self._request(self._completed(given))
-        proposals = self._proposed(request)
-        rows = self._open_rows(self.item_rows(given["candidates"]), OOV)  # [B, C]
+        request, proposals = self._proposed(given)
+        rows = self._open_rows(self.item_rows(candidates), OOV)  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
         answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
@@ -303,8 +306,7 @@ class Servable(tf.Module):
         return tf.where(items >= FIRST_ID, seconds, 0.0)
 
     def _recommend(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        request = self._request(given)
-        proposals = self._proposed(request)
+        request, proposals = self._proposed(given)
         items, fused, ranks = self.shortlist.cut(proposals)
         found = self._scored(request, proposals, items, items, ranks)
         key = tf.where(request.known, found["odds"], fused)

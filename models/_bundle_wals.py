@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID
-from shortlist.models._requests import ABSENT, HISTORY, ITEM, USER, WEIGHT, K, best_rows, counts, same_batch
+from shortlist.models._requests import ABSENT, HISTORY, ITEM, USER, WEIGHT, K, best_rows, counts, same_batch, signature
 from shortlist.models._transform import IdLookup, IdNames
 
 
@@ -36,14 +36,16 @@ class WALSSignatures(tf.Module):
         super().__init__(name="wals")
         self.factors, self.item_rows, self.user_rows, self.item_ids = factors, item_rows, user_rows, item_ids
         self.user_ids, self.default_k, self.opened = IdNames(user_file), default_k, opened
+        self.similar_users = signature(self._similar_users, USER, K)
+        self.fold_in = signature(self._fold_in, HISTORY, WEIGHT, K)
+        self.explain = signature(self._explain, HISTORY, ITEM)
 
     @property
     def interface(self) -> dict[str, Callable[..., Any]]:
         """The functions to be saved as signatures, by name."""
         return {name: getattr(self, name) for name in ("similar_users", "fold_in", "explain")}
 
-    @tf.function(input_signature=[USER, K], autograph=False)
-    def similar_users(self, user: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _similar_users(self, user: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         """The users whose trained factors have the largest cosines; one without factors is nobody's neighbour."""
         same_batch(user, k=k)
         rows, vectors = self.user_rows(user), self.factors.user_vectors()  # [B], [U, D]
@@ -55,8 +57,7 @@ class WALSSignatures(tf.Module):
         users, answer = best_rows(cosine, k, rows[:, tf.newaxis])
         return {"users": self.user_ids(users), **answer}
 
-    @tf.function(input_signature=[HISTORY, WEIGHT, K], autograph=False)
-    def fold_in(self, history: tf.Tensor, weights: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _fold_in(self, history: tf.Tensor, weights: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         """The best items outside of a history by u·v, with the exact u of a user who has just these."""
         same_batch(history, k=k)
         tf.debugging.assert_equal(tf.shape(weights), tf.shape(history), "`weights` must have the shape of `history`.")
@@ -71,8 +72,7 @@ class WALSSignatures(tf.Module):
         items, answer = best_rows(scores, k, rows)
         return {"items": tf.gather(self.item_ids, items), **answer}
 
-    @tf.function(input_signature=[HISTORY, ITEM], autograph=False)
-    def explain(self, history: tf.Tensor, item: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _explain(self, history: tf.Tensor, item: tf.Tensor) -> dict[str, tf.Tensor]:
         """What each of a history adds to `fold_in`'s score of an item."""
         same_batch(history, item=item)
         return {"contributions": self.factors.explain_history(self.item_rows(history), self.item_rows(item))}

@@ -34,7 +34,7 @@ def _words(titles: np.ndarray, most: int) -> tf.keras.layers.Layer | None:
     if not most or not any(titles):
         return None
     words = tf.keras.layers.TextVectorization(max_tokens=most + 1, output_mode="multi_hot")
-    words.adapt(np.asarray(titles, np.str_))
+    words.adapt(np.asarray(titles, np.str_), batch_size=len(titles))  # its own batches have 32 titles
     return words
 
 

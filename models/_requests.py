@@ -1,5 +1,8 @@
 """What the signatures of a bundle share: their inputs, and how a number of answers becomes one tensor."""
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, masked_top_k
@@ -14,6 +17,15 @@ K = tf.TensorSpec([None], tf.int32, "k")
 CANDIDATES = tf.TensorSpec([None, None], tf.string, "candidates")
 WEIGHT = tf.TensorSpec([None, None], tf.float32, "weights")
 ITEM = tf.TensorSpec([None], tf.string, "item")
+
+
+def signature(function: Callable[..., Any], *inputs: tf.TensorSpec) -> Any:
+    """The concrete function of inputs by their names. A `tf.function` would be traced once more for being saved."""
+
+    def answer(**given: tf.Tensor) -> Any:
+        return function(**given)
+
+    return tf.function(answer, autograph=False).get_concrete_function(**{spec.name: spec for spec in inputs})
 
 
 def absent(like: tf.Tensor, dtype: tf.DType) -> tf.Tensor:

@@ -233,7 +233,7 @@ started = time.perf_counter()
 pusher.publish(model, home, 2)
 once = time.perf_counter() - started
 rng, newest, killed = random.Random(0), 1, 0
-while killed < 50:
+while killed < 50 or newest < 3:
     child = os.fork()
     if not child:
         number = 0
@@ -250,19 +250,21 @@ while killed < 50:
     config = home / "models.config"
     assert not config.exists() or config.read_text() == config.read_text()[0] * 50_000
     assert max(found) >= newest, (found, newest)
+    # On a machine that is busier than at the first publication, a child may need longer for one of its own.
+    once *= 1.1 if max(found) == newest else 0.9
     newest = max(found)
+    assert killed < 500, "nothing is published"
 print(newest)
 """
 
 
 def test_killed_at_any_moment_the_newest_version_is_whole(tmp_path: Path) -> None:
-    """Fifty times; the configuration beside the versions is whole too, and the next publication tidies up."""
+    """At least fifty times; the configuration beside the versions is whole too, and the next publication tidies up."""
     model, home = tmp_path / "model", tmp_path / "home"
     write(Artifact, model, {f"part {n}": str(n) * 100_000 for n in range(8)})
     (model / "lineage.json").unlink()
     done = subprocess.run([sys.executable, "-c", PUBLISH, str(model), str(home)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     newest = int(done.stdout)
-    assert newest >= 3
     assert publish(model, home, keep=1) == newest + 1
     assert listed(home) == [str(newest + 1)]
