@@ -1,9 +1,11 @@
 """The bundle: both stages as one SavedModel that TF Serving loads as it is."""
 
+import contextlib
 import json
 import re
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +112,12 @@ class Exporter(Component):
             for loaded in (*first_stage.sources.values(), scorer):
                 forget_functions(loaded, keep="scores")
             signatures = servable.interface
-            tf.saved_model.save(servable, str(out / "saved_model"), signatures=signatures)
+            users = data.users["id"][data.users["user"] >= 2]
+            chosen = choose_requests(ids[2:], users, newest, oldest, said(data), list(sources))
+            requests = recorded_inputs(chosen, ids[2:], list(data.contexts))
+            inputs = {name: requests[name] for name in signatures}
+            with asking(signatures, inputs) as asked:  # TensorFlow optimizes graphs while Python writes them
+                tf.saved_model.save(servable, str(out / "saved_model"), signatures=signatures)
         names = np.array(data.state["genres"], object)
         about = {
             "sources": list(sources),
@@ -131,24 +138,16 @@ class Exporter(Component):
             signatures, features, defaults, info["feature_names"], list(sources), self.config.name
         )
         (out / "signatures.md").write_text(page, "utf-8")
-        users = data.users["id"][data.users["user"] >= 2]
-        chosen = choose_requests(ids[2:], users, newest, oldest, said(data), list(sources))
-        requests = recorded_inputs(chosen, ids[2:], list(data.contexts))
-        self._record(out, signatures, {name: requests[name] for name in signatures})
+        self._record(out, signatures, inputs, {name: answers.result() for name, answers in asked.items()})
 
-    def _record(self, out: Path, signatures: Any, inputs: dict[str, list[dict[str, Any]]]) -> None:
-        """Writes what the saved model answers, in the form of TF Serving's REST requests by columns and as its logs."""
-
-        def answers(name: str) -> list[dict[str, np.ndarray]]:
-            found = []
-            for request in inputs[name]:
-                found.append(answer(signatures[name], request))
-                advance(1)
-            return found
-
-        # TensorFlow looks through a whole graph at its first request, on one core.
-        with progress("recorded requests", sum(map(len, inputs.values()))) as advance, ThreadPoolExecutor() as pool:
-            answered = dict(zip(inputs, pool.map(answers, inputs), strict=True))
+    def _record(
+        self,
+        out: Path,
+        signatures: Mapping[str, Any],
+        inputs: Mapping[str, list[dict[str, Any]]],
+        answered: Mapping[str, list[dict[str, np.ndarray]]],
+    ) -> None:
+        """Writes requests and answers, in the form of TF Serving's REST requests by columns and as its logs."""
         records, logs = [], []
         for name, requests in inputs.items():
             for request, found in zip(requests, answered[name], strict=True):
@@ -163,6 +162,24 @@ class Exporter(Component):
         }
         record = {"files": fingerprints(out), "signatures": sorted(inputs), "types": types, "requests": records}
         (out / RECORDS).write_text(json.dumps(record), "utf-8")
+
+
+@contextlib.contextmanager
+def asking(
+    signatures: Mapping[str, Any], inputs: Mapping[str, list[dict[str, Any]]]
+) -> Iterator[dict[str, Future[list[dict[str, np.ndarray]]]]]:
+    """The answers to the requests of each signature, which are made beside what is done within."""
+
+    def ask(name: str) -> list[dict[str, np.ndarray]]:
+        found = []
+        for request in inputs[name]:
+            found.append(answer(signatures[name], request))
+            advance(1)
+        return found
+
+    # TensorFlow looks through a whole graph at its first request, on one core.
+    with progress("recorded requests", sum(map(len, inputs.values()))) as advance, ThreadPoolExecutor() as pool:
+        yield {name: pool.submit(ask, name) for name in inputs}
 
 
 def forget_functions(loaded: Any, keep: str) -> None:

@@ -373,35 +373,28 @@ def _sources(modules: Sequence[str]) -> dict[str, str]:
         path = _file(name)
         if name in digests or path is None:
             continue
-        digests[name], imported = _read(path, name.rpartition(".")[0])
-        stack += imported
+        source = path.read_bytes()
+        digests[name] = hashlib.sha256(source).hexdigest()[:16]
+        stack += [found for found in _imports(source, name.rpartition(".")[0]) if found.startswith("shortlist.")]
     return digests
-
-
-@cache
-def _read(path: Path, package: str) -> tuple[str, list[str]]:
-    """The digest of a module's source, and the shortlist modules that it imports."""
-    source = path.read_bytes()
-    imported = [found for found in _imports(source, package) if found.startswith("shortlist.")]
-    return hashlib.sha256(source).hexdigest()[:16], imported
 
 
 def _file(module: str) -> Path | None:
     if module in sys.modules:
         name = getattr(sys.modules[module], "__file__", None)
     else:
-        spec = importlib.util.find_spec(module)
-        name = spec.origin if spec else None
+        name = getattr(importlib.util.find_spec(module), "origin", None)
     return Path(name) if name else None
 
 
-def _imports(source: bytes, package: str) -> Iterator[str]:
+@cache
+def _imports(source: bytes, package: str) -> list[str]:
     """The modules that a module of `package` imports anywhere; of `from x import y`, y too where x is a folder."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield origin
-            if origin in _FOLDERS:
-                yield from (f"{origin}.{alias.name}" for alias in node.names)
+            found += [origin, *(f"{origin}.{alias.name}" for alias in node.names if origin in _FOLDERS)]
+    return found
