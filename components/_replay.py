@@ -1,7 +1,7 @@
 """Replays what a bundle answered when it was made.
 
-`InfraValidator` runs this file by its path, in a process where shortlist cannot be imported: it needs the standard
-library and TensorFlow, and nothing of shortlist.
+`InfraValidator` runs this file by its path, in a process where neither shortlist nor Keras can be imported: it needs
+the standard library and TensorFlow.
 """
 
 import base64

@@ -1,11 +1,12 @@
 """Whether the bundle works where it will be served: in a process that has TensorFlow, and no shortlist."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydantic
@@ -13,7 +14,7 @@ import pydantic
 from shortlist.components._config import Config
 from shortlist.components._native import CannotCompile, replay_program
 from shortlist.components._prediction_log import LIMIT, WARMUP
-from shortlist.components._replay import SHOWN, one_line, read_records
+from shortlist.components._replay import one_line
 from shortlist.components.artifacts import Bundle, InfraBlessing
 from shortlist.components.pipeline import Component
 
@@ -22,14 +23,14 @@ class InfraValidatorConfig(Config):
     """Settings of `InfraValidator`.
 
     Args:
-      timeout: seconds that loading and replaying may take.
+      timeout: seconds that loading and replaying may take, of either process.
     """
 
     timeout: float = pydantic.Field(600.0, gt=0)
 
 
 class InfraValidator(Component):
-    """Loads the bundle in a fresh process in which shortlist cannot be imported, and compares its answers.
+    """Loads the bundle in a fresh process that can import neither shortlist nor Keras, and compares its answers.
 
     Blessed is a bundle whose files are those that were written, that has every signature, and that answers each
     recorded request as it did when it was made: text and counts exactly, scores to 1e-6 of their size. Anything else is
@@ -46,10 +47,7 @@ class InfraValidator(Component):
     def run(self, out: Path, bundle: Bundle) -> None:
         """See `InfraBlessing` for what is written."""
         started = time.time()
-        requests, notes = 0, list[str]()
-        reasons = read_records(bundle.uri)[1][:SHOWN]
-        if not reasons:  # of files that are not those that were written nothing is loaded
-            requests, notes, reasons = self._replays(bundle.uri)
+        requests, notes, reasons = self._replays(bundle.uri)
         blessing = {
             "blessed": not reasons,
             "reasons": reasons,
@@ -61,21 +59,24 @@ class InfraValidator(Component):
 
     def _replays(self, bundle: Path) -> tuple[int, list[str], list[str]]:
         """What `run` writes of both replays: requests, notes and reasons."""
-        with ThreadPoolExecutor(1) as pool:  # each takes seconds to load it, on one core mostly
-            in_c = pool.submit(self._run_in_c, bundle)
+        try:
+            program = str(replay_program())
+        except CannotCompile as error:
             reasons, requests = self._replay(bundle)
-            if reasons:
-                return requests, [], reasons
-            try:
-                reasons = _against(in_c.result(), requests)
-            except CannotCompile as error:
-                return requests, [f"Not replayed by a C program: {error}."], []
-            return requests, [] if reasons else ["A program of TensorFlow's C API answered too."], reasons
+            return requests, [] if reasons else [f"Not replayed by a C program: {error}."], reasons
+        # Beside each other, since each takes seconds to load it, on one core mostly. Where the first has something
+        # against the bundle, as of files that are not those that were written, the other is not waited for.
+        with _begun([program, str(bundle.resolve() / "saved_model")], bundle) as in_c:
+            reasons, requests = self._replay(bundle)
+            if not reasons:
+                reasons = _against(self._ended(in_c), requests)
+        return requests, [] if reasons else ["A program of TensorFlow's C API answered too."], reasons
 
     def _replay(self, bundle: Path) -> tuple[list[str], int]:
         modules = json.dumps([path for path in sys.path if path])
         program = str(Path(__file__).with_name("_replay.py"))
-        done = self._run([sys.executable, "-I", program, str(bundle.resolve()), modules], bundle)
+        with _begun([sys.executable, "-I", program, str(bundle.resolve()), modules], bundle) as process:
+            done = self._ended(process)
         if isinstance(done, str):
             return [done], 0
         if done.returncode:
@@ -84,24 +85,27 @@ class InfraValidator(Component):
         answer = json.loads(done.stdout.strip().splitlines()[-1])
         return answer["reasons"], answer["requests"]
 
-    def _run_in_c(self, bundle: Path) -> "subprocess.CompletedProcess[str] | str":
-        return self._run([str(replay_program()), str(bundle.resolve() / "saved_model")], bundle)
-
-    def _run(self, command: list[str], bundle: Path) -> "subprocess.CompletedProcess[str] | str":
-        environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
-        environment.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
+    def _ended(self, process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str] | str":
         try:
-            return subprocess.run(
-                command,
-                env=environment,
-                cwd=bundle,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self.config.timeout,
-            )
+            said = process.communicate(timeout=self.config.timeout)
         except subprocess.TimeoutExpired:
             return f"it did not answer within {self.config.timeout:g} seconds."
+        return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+@contextlib.contextmanager
+def _begun(command: list[str], bundle: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A process over a bundle, which ends with what is done within."""
+    environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
+    environment.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment, cwd=bundle, stdout=pipe, stderr=pipe, text=True, errors="replace"
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # of one that has ended it is nothing
 
 
 def _against(done: "subprocess.CompletedProcess[str] | str", requests: int) -> list[str]:

@@ -193,7 +193,10 @@ def _masked_top_k(scores: tf.Tensor, k: tf.Tensor, exclude: tf.Tensor, first_id:
         # The first finds as many more as there are exclusions; the second copies scores, cheaper where they are few.
         return tf.cond(100 * enough <= size, left_out_after, left_out_before)
 
-    def of_high() -> tuple[tf.Tensor, tf.Tensor]:
+    def nothing() -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.zeros([rows, 0], scores.dtype), tf.zeros([rows, 0], tf.int32)
+
+    def of_high() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # TensorFlow's `top_k` is slow at a number that it cannot pass over: most are below a bound that a sample gives.
         sampled = tf.maximum(HIGH * enough // SAMPLED, 1)
         bound = tf.math.top_k(scores[:, ::SAMPLED], sampled)[0][:, -1:]
@@ -208,9 +211,11 @@ def _masked_top_k(scores: tf.Tensor, k: tf.Tensor, exclude: tf.Tensor, first_id:
             return values, tf.gather(items, place, batch_dims=1)
 
         fits = (count >= least) & (count <= 2 * HIGH * enough)
-        return tf.cond(tf.reduce_all(fits) & tf.reduce_any(fits), best, of_all)  # of no rows there is no widest
+        fits = tf.reduce_all(fits) & tf.reduce_any(fits)  # of no rows there is no widest
+        return fits, *tf.cond(fits, best, nothing)
 
-    values, items = tf.cond(2 * HIGH * enough <= size, of_high, of_all)
+    found, *high = tf.cond(2 * HIGH * enough <= size, of_high, lambda: (tf.constant(False), *nothing()))
+    values, items = tf.cond(found, lambda: tuple(high), of_all)  # one copy of `of_all`, which every graph has to read
     missing = [[0, 0], [0, k - least]]
     values = tf.pad(values, missing, constant_values=low)
     items = tf.pad(items, missing)

@@ -59,12 +59,12 @@ def weighted_content(
         block = np.asarray(block, np.float32)
         counted = block if fitted is None else np.asarray(fitted[name], np.float32)
         share = (1 + counted.any(axis=1).sum()) / (1 + counted.sum(axis=0))
-        parts.append(weights.get(name, 1.0) * _unit(block * np.log(share)))
-    return _unit(np.concatenate(parts, axis=1)).astype(np.float32)
+        parts.append(np.float32(weights.get(name, 1.0)) * _unit(block * np.log(share).astype(np.float32)))
+    return _unit(np.concatenate(parts, axis=1))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    length = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, np.newaxis]
     return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
 
 

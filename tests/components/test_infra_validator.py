@@ -149,11 +149,12 @@ def test_reports_a_process_that_ends_or_takes_too_long(
     assert blessing["blessed"] is False
 
 
-def test_shortlist_cannot_be_imported_where_the_bundle_is_loaded(tmp_path: Path) -> None:
-    """The program itself runs; the model it loads is one that imports shortlist."""
+@pytest.mark.parametrize("module", ["shortlist", "keras", "tf_keras"])
+def test_a_module_cannot_be_imported_where_the_bundle_is_loaded(module: str, tmp_path: Path) -> None:
+    """The program itself runs; the model it loads is one that imports the module."""
     package = tmp_path / "tensorflow"
     package.mkdir()
-    (package / "__init__.py").write_text("import shortlist\n")
+    (package / "__init__.py").write_text(f"import {module}.losses\n")
     (tmp_path / "requests.json").write_text(json.dumps({"files": {}, "signatures": [], "requests": []}))
     (tmp_path / "saved_model").mkdir()
     done = subprocess.run(
@@ -162,7 +163,7 @@ def test_shortlist_cannot_be_imported_where_the_bundle_is_loaded(tmp_path: Path)
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == "ImportError: shortlist is hidden"
+    assert done.stderr.strip().splitlines()[-1] == f"ImportError: {module} is hidden"
 
 
 @pytest.mark.parametrize(
