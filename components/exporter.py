@@ -76,7 +76,6 @@ class Exporter(Component):
                 f"Received: {', '.join(sources)}."
             )
         data = EncodedData(encoded)
-        scorer = tf.saved_model.load(str(ranker / "serving"))
         first_stage = build_shortlist(data, sources, parse(ShortlistConfig, info["shortlist"], "the candidates"))
         if first_stage.features.names != info["feature_names"]:
             other = sorted(set(first_stage.features.names) ^ set(info["feature_names"]))
@@ -84,6 +83,7 @@ class Exporter(Component):
                 "`ranker` must be given the features that it was trained with; run the pipeline again, so that the "
                 f"candidates and the sources come from the same settings. Received: a difference in {', '.join(other)}."
             )
+        scorer = tf.saved_model.load(str(ranker / "serving"))
         rows = data.rows(*encoded.known)
         weight_from = weight_source(data)
         learned = ranker.read_json("model.json").get("expected_watch_time")

@@ -129,7 +129,7 @@ class Servable(tf.Module):
         self._proposed = tf.function(self._propose, autograph=False).get_concrete_function(asked)
         self._recommended = tf.function(self._recommend, autograph=False).get_concrete_function(asked)
         self.serving_default = signature(self._serving_default, tf.TensorSpec([None], tf.string, "examples"))
-        self.recommend = self._short(self._recommended, EXCLUDE, K)
+        self.recommend = self._short(lambda given: self._recommended(self._completed(given)), EXCLUDE, K)
         self.retrieve = self._short(self._retrieve, EXCLUDE, K)
         self.rank = self._short(self._rank, CANDIDATES)
         if vectors:
@@ -188,14 +188,12 @@ class Servable(tf.Module):
         return self._recommended(given)
 
     def _short(self, function: Callable[..., dict[str, tf.Tensor]], *inputs: tf.TensorSpec) -> Any:
-        """A signature of some of the inputs and the contexts; the function is given the completed request."""
+        """A signature of some of the inputs and the contexts."""
         contexts = [spec for name, (_, spec) in self.reader.features.items() if name.startswith("context_")]
 
         def answer(user: tf.Tensor, **given: tf.Tensor) -> dict[str, tf.Tensor]:
             with tf.control_dependencies(same_batch(user, **given)):
-                given = {name: tf.identity(value) for name, value in {"user": user, **given}.items()}
-            others = {"candidates": given["candidates"]} if CANDIDATES in inputs else {}
-            return function(self._completed(given), **others)
+                return function({name: tf.identity(value) for name, value in {"user": user, **given}.items()})
 
         return signature(answer, USER, HISTORY, TIME, *contexts, *inputs)
 
@@ -205,13 +203,13 @@ class Servable(tf.Module):
         return request, proposals
 
     def _retrieve(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        request, proposals = self._proposed(given)
+        request, proposals = self._proposed(self._completed(given))
         return self._answer(request, proposals, *self.shortlist.cut(proposals)[:2])
 
-    def _rank(self, given: Mapping[str, tf.Tensor], candidates: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _rank(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
-        request, proposals = self._proposed(given)
-        rows = self._open_rows(self.item_rows(candidates), OOV)  # [B, C]
+        request, proposals = self._proposed(self._completed(given))
+        rows = self._open_rows(self.item_rows(given["candidates"]), OOV)  # [B, C]
         found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
         answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
