@@ -80,9 +80,16 @@ class ColumnFeatures(tf.Module):
         ]
 
     def __call__(
-        self, query: RankingQuery, items: tf.Tensor, history: tf.Tensor, times: tf.Tensor, weight: tf.Tensor
+        self,
+        query: RankingQuery,
+        items: tf.Tensor,
+        genres: tf.Tensor,
+        history: tf.Tensor,
+        times: tf.Tensor,
+        weight: tf.Tensor,
     ) -> list[tf.Tensor]:
-        """Builds them: `items` int32 `[B, K]`; `history`, `times` and `weight` are the last items watched, `[B, L]`."""
+        """Builds them: `items` int32 `[B, K]` and their `genres` `[B, K, G]`, above 0 where they have one; `history`,
+        `times` and `weight` are the last items watched, `[B, L]`."""
         seen = tf.cast(history >= FIRST_ID, tf.float32)
         ago = tf.cast(query["time"][:, tf.newaxis] - times, tf.float32)
         columns: list[tf.Tensor] = []
@@ -100,7 +107,10 @@ class ColumnFeatures(tf.Module):
             shown = total + tf.reduce_sum(ignored, 1, keepdims=True)
             rate = (total + PRIOR * self.base_rate) / (shown + PRIOR)  # [B, 1]
         for name in ("genres", *self.rows):
-            same, last = self._shared(name, items, history, seen, ago)
+            if name == "genres":
+                same, last = self._shared_genres(genres, history, seen, ago)
+            else:
+                same, last = self._shared(name, items, history, seen, ago)
             columns += [tf.math.log1p(tf.reduce_sum(same, -1)), log_days(last)]
             if self.kind:
                 held = tf.linalg.matvec(same, known)  # [B, K]
@@ -125,18 +135,24 @@ class ColumnFeatures(tf.Module):
     def _shared(
         self, name: str, items: tf.Tensor, others: tf.Tensor, seen: tf.Tensor, ago: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Whether items `[B, K]` share a value of a column with `others` `[B, L]` where `seen`, 1 or 0 `[B, K, L]`, and
-        the least of `ago` `[B, L]` among those, NEVER without one, `[B, K]`."""
-        if name == "genres":
-            own, theirs = tf.gather(self.genres, items), tf.gather(self.genres, others) * seen[..., tf.newaxis]
-            same = tf.minimum(tf.linalg.matmul(own, theirs, transpose_b=True), 1.0)
-            of_genre = tf.reduce_min(tf.where(theirs > 0, ago[..., tf.newaxis], NEVER), axis=1, keepdims=True)
-            last = tf.reduce_min(tf.where(own > 0, of_genre, NEVER), axis=-1)  # [B, K, G], less than [B, K, L]
-            return same, tf.minimum(last, NEVER)  # the least of no genre at all is infinite
+        """Whether items `[B, K]` share a value of a category with `others` `[B, L]` where `seen`, 1 or 0 `[B, K, L]`,
+        and the least of `ago` `[B, L]` among those, NEVER without one, `[B, K]`."""
         own, theirs = (tf.gather(self.rows[name], rows) for rows in (items, others))
         theirs = tf.where((seen > 0) & (theirs >= FIRST_ID), theirs, -1)
         equal = own[:, :, tf.newaxis] == theirs[:, tf.newaxis]
         return tf.cast(equal, tf.float32), tf.reduce_min(tf.where(equal, ago[:, tf.newaxis], NEVER), axis=-1)
+
+    def _shared_genres(
+        self, own: tf.Tensor, others: tf.Tensor, seen: tf.Tensor, ago: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same by genres, of items that have those of `own` `[B, K, G]`."""
+        theirs = tf.gather(self.genres, others) * seen[..., tf.newaxis]  # [B, L, G]
+        same = tf.sign(tf.linalg.matmul(own, theirs, transpose_b=True))
+        since = tf.maximum(ago, 0.0)[..., tf.newaxis]
+        of_genre = tf.reduce_min(tf.where(theirs > 0, since, NEVER), axis=1, keepdims=True)  # [B, 1, G]
+        lacking = NEVER - NEVER * NEVER * own  # NEVER, or far below 0 where it has it; a choice takes thrice as long
+        last = tf.reduce_min(tf.maximum(of_genre, lacking), axis=-1)  # [B, K, G], less than [B, K, L]
+        return same, tf.minimum(last, NEVER)  # the least of no genre at all is infinite
 
     def _alike(self, name: str, items: tf.Tensor, others: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
         """How many of `others` `[B, M]`, 1 where `counted`, have the value of items `[B, K]`, summed over values."""

@@ -80,32 +80,49 @@ class QuantileNormalization(tf.keras.layers.Layer):
             weight.assign(value.astype(np.float32))  # what servers share converts nothing
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        values = tf.reshape(tf.cast(inputs, tf.float32), [-1, self.num_features])  # [M, F]
-        grid, cells, lines = (tf.convert_to_tensor(table) for table in (self.grid, self.cells, self.cell_lines))
-        place = tf.cast(tf.clip_by_value((values - grid[:, 0]) * grid[:, 1], 0.0, CELLS - 1.0), tf.int32)
-        place = tf.maximum(place, 0) + CELLS * tf.range(self.num_features)  # of NaN it was negative
+        values = features_first(tf.cast(inputs, tf.float32))  # [F, ...], where a feature's tables stay in near memory
+        cells, lines = tf.convert_to_tensor(self.cells), tf.convert_to_tensor(self.cell_lines)
+        lowest, per_unit = (beside(column, values) for column in tf.unstack(self.grid, axis=1))
+        place = tf.floor(tf.clip_by_value((values - lowest) * per_unit, 0.0, CELLS - 1.0))
+        place += beside(CELLS * tf.range(self.num_features, dtype=tf.float32), values)  # whole numbers below 2²⁴
+        place = tf.maximum(tf.cast(place, tf.int32), 0)  # of NaN it was negative
         first, second = _pairs(cells, place)
-        line = 3 * place + tf.cast(values >= first, tf.int32) + tf.cast(values >= second, tf.int32)
+        line = tf.add_n([3 * place, tf.cast(values >= first, tf.int32), tf.cast(values >= second, tf.int32)])
         share, slope = _pairs(lines, line)
         share += (values - first) * slope
-        unknown = tf.math.is_nan(share)  # crowded cells, NaN and infinity
-        share = tf.cond(tf.reduce_any(unknown), lambda: self._searched(values, share, unknown), lambda: share)
-        return tf.reshape(share, tf.shape(inputs))
+        unknown = tf.math.is_nan(tf.reduce_sum(share))  # crowded cells, NaN and infinity
+        return features_last(tf.cond(unknown, lambda: self._searched(values, share), lambda: share))
 
-    def _searched(self, values: tf.Tensor, share: tf.Tensor, unknown: tf.Tensor) -> tf.Tensor:
-        """`share` `[M, F]` with what is `unknown` found by a search among all edges of its column."""
-        columns = tf.where(tf.reduce_any(unknown, axis=0))  # [R, 1]
-        by_column = tf.transpose(share)  # [F, M]
-        tensors = tf.transpose(values), by_column, tf.transpose(unknown), self.edges, self.lines
-        values, own, unknown, edges, lines = (tf.gather_nd(x, columns) for x in tensors)
+    def _searched(self, values: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+        """`share` `[F, ...]` with what is NaN found by a search among all edges of its feature."""
+        shape, flat = tf.shape(share), [self.num_features, -1]
+        values, share = tf.reshape(values, flat), tf.reshape(share, flat)
+        features = tf.where(tf.reduce_any(tf.math.is_nan(share), axis=1))  # [R, 1]
+        values, own, edges, lines = (tf.gather_nd(x, features) for x in (values, share, self.edges, self.lines))
         line = tf.searchsorted(edges, values, side="right")
         start, slope, found = tf.unstack(tf.gather(lines, line, batch_dims=1), axis=-1)
         found += tf.math.multiply_no_nan(values - start, slope)
-        found = tf.tensor_scatter_nd_update(by_column, columns, tf.where(unknown, found, own))
-        return tf.transpose(found)
+        found = tf.tensor_scatter_nd_update(share, features, tf.where(tf.math.is_nan(own), found, own))
+        return tf.reshape(found, shape)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_features": self.num_features, "num_quantiles": self.num_quantiles}
+
+
+def features_first(x: tf.Tensor) -> tf.Tensor:
+    """`[..., F]` → `[F, ...]`. TensorFlow leaves out what only turns back what was turned before."""
+    last = x.shape.rank - 1
+    return tf.transpose(x, [last, *range(last)])
+
+
+def features_last(x: tf.Tensor) -> tf.Tensor:
+    """`[F, ...]` → `[..., F]`."""
+    return tf.transpose(x, [*range(1, x.shape.rank), 0])
+
+
+def beside(column: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A number of each feature, `[F]`, in the form that goes with `x`, `[F, ...]`."""
+    return tf.reshape(column, [-1, *[1] * (x.shape.rank - 1)])
 
 
 def _pairs(table: tf.Tensor, place: tf.Tensor) -> list[tf.Tensor]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from shortlist.models._base import FIRST_ID, RankingQuery, ranking_query
 from shortlist.models._column_features import DAY, NEVER, PRIOR, ColumnFeatures, log_days
-from shortlist.models._layers import last_n
+from shortlist.models._layers import features_last, last_n
 
 RECENT = (1, 3, 10)  # how many of the last watched items the similarities look at
 YEAR = 365.2425 * DAY
@@ -193,16 +193,17 @@ class RankingFeatures(tf.Module):
             means = tf.linalg.matmul(cosine, weights, transpose_b=True)  # [B, K, 4]
             columns += tf.unstack(means, axis=-1)
             columns.append(tf.where(length > 0, tf.reduce_max(cosine, axis=-1), -1.0))
-        columns += self._content(query, items, history, seen, weights)
+        genres = tf.gather(self.genres, items)  # [B, K, G]
+        columns += self._content(query, items, genres, history, seen, weights)
         columns += [tf.cast(ranks[:, s] <= quota, tf.float32) for s, quota in enumerate(self.quota)]
         columns += [tf.gather(table, items) for table in (*self.numbers.values(), *self.of_items.values())]
-        columns += self.columns(query, items, history, times, weight)
+        columns += self.columns(query, items, genres, history, times, weight)
         for name, table in self.lift.items():
             cell = items * table.shape[1] + query[name][:, tf.newaxis]
             columns.append(tf.gather(tf.reshape(table, [-1]), cell))
         columns.append(tf.broadcast_to(log_days(query["example_age"])[:, tf.newaxis], tf.shape(items)))
         features = tf.stack(columns) * valid  # [F, B, K]; beside each other they take longer to write
-        return tf.transpose(features, [1, 2, 0])
+        return features_last(features)
 
     def _activity(
         self, query: RankingQuery, history: tf.Tensor, times: tf.Tensor, seen: tf.Tensor, length: tf.Tensor
@@ -217,9 +218,14 @@ class RankingFeatures(tf.Module):
         return [tf.math.log1p(total), tf.math.log1p(tf.maximum(gap, 0.0)), tf.math.log1p(in_day), popularity]
 
     def _content(
-        self, query: RankingQuery, items: tf.Tensor, history: tf.Tensor, seen: tf.Tensor, weights: tf.Tensor
+        self,
+        query: RankingQuery,
+        items: tf.Tensor,
+        genres: tf.Tensor,
+        history: tf.Tensor,
+        seen: tf.Tensor,
+        weights: tf.Tensor,
     ) -> list[tf.Tensor]:
-        genres = tf.gather(self.genres, items)  # [B, K, G]
         profile = tf.linalg.matmul(weights[:, 2:], tf.gather(self.genres, history))  # [B, 2, G]
         profile = tf.math.l2_normalize(profile, axis=-1)
         genre_10, genre_all = tf.unstack(tf.linalg.matmul(genres, profile, transpose_b=True), axis=-1)

@@ -9,7 +9,7 @@ import tensorflow_recommenders as tfrs
 
 from shortlist.models._base import FIRST_ID, constructor_arguments, register
 from shortlist.models._checks import require, require_integer, require_number
-from shortlist.models._layers import QuantileNormalization, last_n, powers
+from shortlist.models._layers import QuantileNormalization, beside, features_first, features_last, last_n, powers
 from shortlist.models._replicas import replicas, rows_of, total
 
 CUT = 5.0
@@ -210,7 +210,9 @@ class WeightedLogistic(tf.keras.Model):
             return []
         if not used:  # a column of 0, since TensorFlow's graphs lose the constant added to a product over no columns
             return [tf.zeros_like(tf.reduce_sum(features, axis=-1, keepdims=True))]
-        standard = tf.clip_by_value((features - self.center) * tf.math.reciprocal(self.scale), -CUT, CUT)
+        values = features_first(features)
+        scale = beside(tf.math.reciprocal(self.scale), values)
+        standard = features_last(tf.clip_by_value((values - beside(self.center, values)) * scale, -CUT, CUT))
         normal = self.normalization(features)
         if self.ignored:
             normal, standard = (tf.gather(x, used, axis=-1) for x in (normal, standard))
