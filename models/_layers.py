@@ -76,7 +76,8 @@ class QuantileNormalization(tf.keras.layers.Layer):
         cells = np.reshape(of_columns, [self.num_features, CELLS, 8])
         cell_lines = np.reshape(cells[..., 2:], self.cell_lines.shape)
         weights = self.boundaries, self.edges, self.lines, self.grid, self.cells, self.cell_lines
-        for weight, value in zip(weights, (bounds, edges, lines, grid, cells[..., :2], cell_lines), strict=True):
+        values: list[np.ndarray] = [bounds, edges, lines, grid, cells[..., :2], cell_lines]
+        for weight, value in zip(weights, values, strict=True):
             weight.assign(value.astype(np.float32))  # what servers share converts nothing
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
