@@ -50,6 +50,8 @@ services:
     command:
       - --model_config_file=/models/{name}/models.config
       - --monitoring_config_file=/models/{name}/monitoring.config
+      # Most operations of this graph are too small to be shared; without this, threads wait for each other.
+      - --tensorflow_intra_op_parallelism=1
       # For many clients of `serving_default`; see batching.config.
       # - --enable_batching=true
       # - --batching_parameters_file=/models/{name}/batching.config

@@ -46,6 +46,7 @@ class Graph:
         # A signature's first answer would wait for the optimizer: with it, loading and warming up take nearly twice as
         # long, and the answers afterwards hardly less.
         config.graph_options.rewrite_options.disable_meta_optimizer = True
+        config.intra_op_parallelism_threads = 1  # docs/decisions/0022-threads.md
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         with self._session.graph.as_default():
             meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(saved_model))
