@@ -1,8 +1,9 @@
 """How many users a second bulk inference answers, beside a call of the signature for one user at a time.
 
-The bundle is that of the shipped pipeline, unless --set makes it another. Ours is `predict` for every user of the data,
-its Parquet file included, without the loading of the model, which is what it takes for one user. The peer calls
-`recommend` of the same saved model. Both run in this process, in turn, on the same threads.
+The bundle is that of the shipped pipeline, unless --set makes it another. Ours is what `shortlist predict` does with every
+user of the data once the model is loaded, the Parquet file included. The peer calls `recommend` of the same saved
+model. Both run in this process, in turn, as `predict` and `shortlist serve` run: one thread an operation, and as many
+operations at once as there are threads.
 
 The other rows are what a batch cannot do without, timed apart in batches as large as those of `predict`: the scores of
 each source, the ranker with the normalization of its features, and of that the matrix products alone, of matrices of
@@ -42,7 +43,7 @@ def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     import shortlist.models.weighted_logistic  # noqa: F401  (so that Keras's loader knows it)
     from shortlist.components._first_stage import load_index
     from shortlist.components._queries import EncodedData, build_queries
-    from shortlist.components.bulk_inferrer import MOST, BulkConfig, predict, read_users
+    from shortlist.components.bulk_inferrer import MOST, Answer, BulkConfig, read_users
     from shortlist.trainers.two_stage import load_config, parse_overrides, two_stage
 
     given = {"data.source": source, "workdir": a.workdir / source.replace("/", "_").replace(":", "_")}
@@ -62,15 +63,18 @@ def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
         asked |= {"user": tf.constant([user]), "k": tf.constant([K], specs["k"].dtype)}
         {name: value.numpy() for name, value in recommend(**asked).items()}
 
-    def bulk(some: np.ndarray) -> None:
+    bulk = Answer(model, BulkConfig(k=K))
+
+    def all_users() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            predict(model, some, Path(folder) / "out", BulkConfig(k=K))
+            bulk((Path(folder) / "part.parquet", users))
 
     one(users[0])
+    all_users()
     some = [str(user) for user in np.random.default_rng(0).permutation(users)[: a.calls]]
     ours, peer = [], []
     for _ in range(a.pairs):
-        ours.append((len(users) - 1) / (seconds(lambda: bulk(users)) - seconds(lambda: bulk(users[:1]))))
+        ours.append(len(users) / seconds(all_users))
         peer.append(len(some) / seconds(lambda: [one(user) for user in some]))
     ours, peer = float(np.median(ours)), float(np.median(peer))
     case = f"{source}: users a second"
@@ -142,11 +146,11 @@ def main(argv: list[str]) -> int:
     )
     a = parsed(parser, argv, QUICK)
     for name in ("users", "calls", "pairs", "threads"):
-        if getattr(a, name) < (2 if name == "users" else 1):
-            parser.error(f"--{name} must be at least {2 if name == 'users' else 1}. Received: {getattr(a, name)}.")
+        if getattr(a, name) < 1:
+            parser.error(f"--{name} must be at least 1. Received: {getattr(a, name)}.")
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(a.threads)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(a.threads)
     text = f"{a.threads} threads. bar: the least that the ratio may be."
     return tell(a, of_source, text, ["ceiling"])

@@ -10,7 +10,7 @@ import tensorflow as tf
 from shortlist.models._base import FIRST_ID, OOV, RankingQuery, masked_top_k
 from shortlist.models._bundle_wals import WALSSignatures
 from shortlist.models._diversity import mmr_order, nearest_watched
-from shortlist.models._layers import last_n
+from shortlist.models._layers import features_first, features_last, last_n
 from shortlist.models._requests import (
     ABSENT,
     CANDIDATES,
@@ -210,7 +210,7 @@ class Servable(tf.Module):
         """Scores candidates behind the request's own shortlist: those that are on it score as in `recommend`."""
         request, proposals = self._proposed(self._completed(given))
         rows = self._open_rows(self.item_rows(given["candidates"]), OOV)  # [B, C]
-        found = self._scored(request, proposals, rows, self.shortlist.cut(proposals)[0])
+        found = self.ranker.score(*self._described(request, proposals, rows, self.shortlist.cut(proposals)[0]))
         scores = tf.where(request.known, found["odds"], tf.gather(self.shortlist.popularity, rows))
         answer = {"scores": tf.where(rows >= FIRST_ID, scores, 0.0)}
         if self.unit:
@@ -290,13 +290,12 @@ class Servable(tf.Module):
             known=tf.reduce_any(keep, axis=1, keepdims=True),
         )
 
-    def _scored(
+    def _described(
         self, request: Request, proposals: Proposals, items: tf.Tensor, best: tf.Tensor, ranks: Any = None
-    ) -> dict[str, tf.Tensor]:
-        """What the ranker says of `items` `[B, C]` beside the shortlist `best`, `ranks` as for `describe`."""
+    ) -> tuple[tf.Tensor, ...]:
+        """What the ranker is given of `items` `[B, C]` beside the shortlist `best`, `ranks` as for `describe`."""
         features, _ = self.shortlist.describe(request.query, proposals, items, best, ranks)
-        rows = tf.gather(self.ranker_rows, items), tf.gather(self.ranker_rows, request.query["history"])
-        return self.ranker.score(features, *rows)
+        return features, *(tf.gather(self.ranker_rows, rows) for rows in (items, request.query["history"]))
 
     def _seconds(self, request: Request, items: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
         """The expected watch time; 0 for no item, and -1 where nothing is known of the user."""
@@ -306,7 +305,7 @@ class Servable(tf.Module):
     def _recommend(self, given: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         request, proposals = self._proposed(given)
         items, fused, ranks = self.shortlist.cut(proposals)
-        found = self._scored(request, proposals, items, items, ranks)
+        found = in_halves(self.ranker.score, *self._described(request, proposals, items, items, ranks))
         key = tf.where(request.known, found["odds"], fused)
         return self._answer(request, proposals, items, key, found["expected"])
 
@@ -379,6 +378,15 @@ class Servable(tf.Module):
         plus = tf.constant(["", *["+"] * (len(self.shortlist.sources) - 1)])
         text = tf.strings.reduce_join(tf.where(proposed, plus + tf.gather(names, order), ""), axis=-1)
         return tf.where(proposed[..., 0], text, names[0])
+
+
+def in_halves(score: Callable[..., Any], features: tf.Tensor, rows: tf.Tensor, history: tf.Tensor) -> dict[str, Any]:
+    """What `score` says of two halves of the candidates that do not wait for each other: two threads compute them,
+    where one operation is too small to be shared."""
+    values, middle = features_first(features), (tf.shape(rows)[1] + 1) // 2  # [F, B, K]
+    parts = slice(middle), slice(middle, None)
+    halves = [score(features_last(values[:, :, of]), rows[:, of], history) for of in parts]
+    return {name: tf.concat([half[name] for half in halves], axis=1) for name in halves[0]}
 
 
 def _cosines(rows: tf.Tensor, tables: Sequence[tf.Tensor]) -> tf.Tensor:

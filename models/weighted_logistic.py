@@ -277,14 +277,7 @@ class WeightedLogistic(tf.keras.Model):
           themselves with `exact`.
         """
         last = last_n(history, self.history_length)[0][:, tf.newaxis]  # [B, 1, L]
-        middle = (tf.shape(items)[1] + 1) // 2
-        values = features_first(features)  # [F, B, K]
-        # Halves do not wait for each other: two threads compute them, where one operation is too small for two.
-        halves = [
-            self({"features": features_last(values[:, :, of]), "item": items[:, of], "history": last}, training=False)
-            for of in (slice(middle), slice(middle, None))
-        ]
-        logits = {name: tf.concat([half[name] for half in halves], axis=1) for name in halves[0]}
+        logits = self({"features": features, "item": items, "history": last}, training=False)
         odds, watch = tf.exp(logits["logit"]), tf.sigmoid(logits["watch_logit"])
         not_watched = tf.sigmoid(-logits["watch_logit"])  # 1 − P has no digits left where P is close to 1
         return {"odds": odds, "watch": watch, "expected": odds if self.exact else odds * not_watched}

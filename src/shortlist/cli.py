@@ -3,6 +3,8 @@
 Past 400 lines because Typer reads the options from signatures, and what all commands print is here as well.
 """
 
+import atexit
+import gc
 import itertools
 import json
 import os
@@ -958,4 +960,5 @@ def main() -> None:
     """The entry point of the command `shortlist`."""
     if shutil.get_terminal_size().columns < 40:
         os.environ["COLUMNS"] = "100"
+    atexit.register(gc.freeze)  # else the search for cycles among TensorFlow's graphs holds the end up by a second
     app(prog_name="shortlist", args=sys.argv[1:])

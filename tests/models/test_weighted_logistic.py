@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from model_contract import TrainableContract
 
 from shortlist import ShortlistError
+from shortlist.models._bundle import in_halves
 from shortlist.models.weighted_logistic import LADDER, WeightedLogistic, best_constant
 
 FITTED = np.random.default_rng(2).integers(-4, 9, (40, 3)) / 4.0  # ties, all exact in float32
@@ -309,6 +310,18 @@ def test_a_request_is_its_candidates_one_by_one(length: int, size: int) -> None:
     np.testing.assert_allclose(np.log(answer["odds"]), z, rtol=1e-6, atol=1e-6)
     watch = tf.sigmoid(one_by_one["watch_logit"]).numpy().reshape(3, size)
     np.testing.assert_allclose(answer["watch"], watch, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+def test_halves_of_the_candidates_are_scored_as_all_of_them(size: int) -> None:
+    rng = np.random.default_rng(size)
+    model = made(**EMBEDDED)
+    features = tf.constant(rng.normal(size=(3, size, 3)), tf.float32)
+    items, history = (tf.constant(rng.integers(0, 9, (3, width)), tf.int32) for width in (size, 4))
+    found = in_halves(model.score, features, items, history)
+    assert set(found) == {"odds", "watch", "expected"}
+    for name, whole in model.score(features, items, history).items():
+        np.testing.assert_allclose(found[name], whole, rtol=1e-6)
 
 
 def test_the_ladder_is_that_of_the_paper() -> None:
