@@ -1,7 +1,7 @@
 """How many users a second bulk inference answers, beside a call of the signature for one user at a time.
 
-The bundle is that of the shipped pipeline, unless --set makes it another. Ours is what `shortlist predict` does with every
-user of the data once the model is loaded, the Parquet file included. The peer calls `recommend` of the same saved
+The bundle is that of the shipped pipeline, unless --set makes it another. Ours is what `shortlist predict` does with
+every user of the data once the model is loaded, the Parquet file included. The peer calls `recommend` of the same saved
 model. Both run in this process, in turn, as `predict` and `shortlist serve` run: one thread an operation, and as many
 operations at once as there are threads.
 

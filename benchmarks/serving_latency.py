@@ -196,7 +196,9 @@ def of_parts(ms: dict[str, np.ndarray], percent: int) -> float:
     return float(np.percentile(np.sum([ms[name] for name in PARTS], axis=0), percent))
 
 
-def of_times(items: int, batch: int, alone: dict[str, np.ndarray], shared: dict[str, np.ndarray]) -> list[dict]:
+def of_times(
+    items: int, batch: int, alone: dict[str, np.ndarray], shared: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Rows of the calls in which an operation has a thread of its own, and in which all threads share it."""
     rows = []
     for percent, bar in ((50, BAR), (99, None)):
@@ -291,6 +293,7 @@ def main(argv: list[str]) -> int:
     rows.append(last)
     text = f"{a.threads} threads. peer: the sum of the parts; bar: the most that the ratio, or ours in MB, may be."
     return ended(rows, text, ["apart: retrieve is ours without ranking"], a.json)
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -61,6 +61,7 @@ def test_the_compose_file_mounts_the_folder_where_the_configurations_look(files:
     assert service["image"] == IMAGE
     assert service["volumes"] == [".:/models/films:ro"]
     flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
+    assert flags.pop("tensorflow_intra_op_parallelism") == "1"
     assert {Path(path).name for path in flags.values()} == {"models.config", "monitoring.config"}
     assert all(Path(path).parent == Path("/models/films") and Path(path).name in files for path in flags.values())
 
