@@ -5,10 +5,10 @@ every user of the data once the model is loaded, the Parquet file included. The 
 model. Both run in this process, in turn, as `predict` and `shortlist serve` run: one thread an operation, and as many
 operations at once as there are threads.
 
-The other rows are what a batch cannot do without, timed apart in batches as large as those of `predict`: the scores of
-each source, the ranker with the normalization of its features, and of that the matrix products alone, of matrices of
-the same shapes. Their peer is all of bulk inference. `ceiling` is a call of the signature in terms of the part: what
-the ratio of the first row could be at most if a batch were nothing else.
+The other rows are what a batch cannot do without, timed apart in batches as large as those of `predict`, and as many at
+once: the scores of each source, the ranker with the normalization of its features, and of that the matrix products
+alone, of matrices of the same shapes. Their peer is all of bulk inference. `ceiling` is a call of the signature in
+terms of the part: what the ratio of the first row could be at most if a batch were nothing else.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def side_by_side(call: Callable[[], Any], threads: int) -> float:
+    """Seconds a call, of some that go on at the same time."""
+    with ThreadPoolExecutor(threads) as pool:
+        return seconds(lambda: list(pool.map(lambda _: call(), range(4 * threads)))) / (4 * threads)
 
 
 def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
@@ -109,7 +116,7 @@ def of_source(source: str, a: argparse.Namespace) -> list[dict[str, Any]]:
     parts["the ranker's matrix products"] = products(weights, features.shape[0] * features.shape[1])
     for name, call in parts.items():
         call()
-        ms = 1000 * float(np.median([seconds(call) for _ in range(5)])) / len(exclude)
+        ms = 1000 * float(np.median([side_by_side(call, a.threads) for _ in range(5)])) / len(exclude)
         rows.append(
             {
                 "case": f"{source}: {name}, ms a user",
