@@ -145,7 +145,6 @@ class Apart:
     """A process with a task of its own, in which an operation has so many threads."""
 
     def __init__(self, items: int, threads: int, a: argparse.Namespace):
-        self.threads = threads
         context = multiprocessing.get_context("spawn")
         self.asked, others = context.Pipe()
         self.process = context.Process(target=answer, args=(others, items, threads, a), daemon=True)
