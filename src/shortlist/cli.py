@@ -464,7 +464,7 @@ def predict(
     from shortlist.components._engine import EngineConfig, engine_of
     from shortlist.components.bulk_inferrer import BulkConfig, predict, read_users
 
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # docs/decisions/0022-threads.md; workers inherit it
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # docs/decisions/0022-threads.md; local workers inherit it
     config = parse(BulkConfig, {"k": k, "shard": shard, "batch_size": batch_size}, "`predict`")
     given = {name.removeprefix("engine."): value for name, value in _engine_given(engine, beam).items()}
     where = engine_of(parse(EngineConfig, given, "`--engine`"))
